@@ -1,0 +1,394 @@
+"""Settings of the models, objectives, training, sampling and evaluation.
+
+Imports pydantic only, so that recipes load in a light process. Every default is the paper's
+(arXiv 2502.05179), with the section beside it; "code" marks what only the released inference code
+says. Presets that differ (debug, single_gpu) live in `pipelines/recipes/`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Settings(BaseModel):
+    """Base of every settings object: frozen, and a misspelt key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+Range = Annotated[tuple[float, float], Field(description="inclusive low and high")]
+
+
+class FrameShape(Settings):
+    """Pixels of one training or generation sample, (frames, height, width)."""
+
+    frames: int = 49
+    """8k+1, so that the VAE's first frame stands alone and latents are odd in number; 49 = 6 s at 8 fps (4.2)."""
+    height: int = 1072
+    """Pixels, a multiple of 16 (8x VAE, 2x patch). "1080p" is 1072 (code: floor to 16)."""
+    width: int = 1920
+    """Pixels, a multiple of 16."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> FrameShape:
+        if self.frames < 1 or (self.frames - 1) % 8 != 0 or self.frames == 0:
+            low = max(1, (self.frames - 1) // 8 * 8 + 1)
+            raise ValueError(
+                f"frames = {self.frames} is not 8k+1 (the VAE keeps the first frame alone and packs the others by 4, "
+                f"in pairs); use {low} or {low + 8}"
+            )
+        for side in ("height", "width"):
+            value = getattr(self, side)
+            if value < 16 or value % 16 != 0:
+                raise ValueError(
+                    f"{side} = {value} px does not divide by 16 (8x VAE times 2x patch); "
+                    f"use {max(16, value // 16 * 16)} or {max(16, value // 16 * 16) + 16}"
+                )
+        return self
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(latent frames, height, width) after the 4x8x8 VAE."""
+        return (self.frames - 1) // 4 + 1, self.height // 8, self.width // 8
+
+    @property
+    def num_tokens(self) -> int:
+        """Video tokens in the transformer after the 2x2 spatial patch."""
+        t, h, w = self.latent_shape
+        return t * (h // 2) * (w // 2)
+
+
+class TransformerConfig(Settings):
+    """One CogVideoX diffusion transformer. Defaults: CogVideoX-5B, that is Stage I (4.2; code stage1.yaml)."""
+
+    flavour: Literal["debug", "2b", "5b"] = "5b"
+    """Named size, for reports; the numbers below decide."""
+    num_layers: int = 42
+    num_attention_heads: int = 48
+    attention_head_dim: int = 64
+    in_channels: int = 16
+    patch_size: int = 2
+    """Spatial patch; the temporal patch is 1."""
+    text_embed_dim: int = 4096
+    """Width of the text encoder (T5 v1.1-XXL)."""
+    time_embed_dim: int = 512
+    rope_theta: float = 10_000.0
+    rope_axes: tuple[int, int, int] = (16, 24, 24)
+    """Head dimensions given to time, height and width (code)."""
+    noise_strength_embedding: bool = False
+    """Stage II: embed the latent-degradation noise step (3.3; code ref_step_time_embedding)."""
+    num_frames_embedding: bool = False
+    """Stage II: embed the number of latent frames (code time_size_embedding)."""
+    seed: int = 0
+    """Seed of the random initialisation, used when there are no weights."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> TransformerConfig:
+        if sum(self.rope_axes) != self.attention_head_dim:
+            raise ValueError(
+                f"rope_axes {self.rope_axes} sum to {sum(self.rope_axes)}, but attention_head_dim is "
+                f"{self.attention_head_dim}; the three must sum to it"
+            )
+        if any(axis % 2 for axis in self.rope_axes):
+            raise ValueError(f"rope_axes {self.rope_axes}: each must be even (rotary pairs)")
+        return self
+
+    @property
+    def hidden_size(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+
+STAGE2_TRANSFORMER = TransformerConfig(
+    flavour="2b",
+    num_layers=30,
+    num_attention_heads=30,
+    noise_strength_embedding=True,
+    num_frames_embedding=True,
+)
+"""Stage II: CogVideoX-2B's block design, RoPE instead of sincos, two extra embeddings (3.3, 4.2; code stage2.yaml)."""
+
+
+class LoraConfig(Settings):
+    """Low-rank adapters of Stage I (3.2, 4.2)."""
+
+    rank: int = 128
+    """4.2."""
+    alpha: float = 1.0
+    """code: SAT's LoraMixin default, so the scale is alpha / rank = 1/128, not 1."""
+    targets: Literal["paper", "official"] = "paper"
+    """paper: attention, FFN and adaLN (3.2); official: the released code's set, without FFN."""
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+class VaeConfig(Settings):
+    """The video autoencoder: 4x in time, 8x8 in space, 16 channels."""
+
+    kind: Literal["cogvideox", "patch_pca"] = "cogvideox"
+    """cogvideox: diffusers' AutoencoderKLCogVideoX. patch_pca: the debug stand-in, fitted on the run's own clips."""
+    weights: str | None = None
+    """Folder (diffusers layout) that holds config.json and diffusion_pytorch_model.safetensors."""
+    chunk_mode: Literal["inference", "training", "unsplit"] = "inference"
+    """Temporal chunking, part of the latent's definition: 17+16+16, 13+12+12+12, or one chunk (code)."""
+    scale_stage1: float | None = 0.7
+    """Model input = latent x scale (code). None: 1/std of the run's latents, one global factor."""
+    scale_stage2: float | None = 1.15258426
+    """As above, for Stage II (code)."""
+
+
+class TextEncoderConfig(Settings):
+    """Prompt -> embeddings."""
+
+    kind: Literal["t5", "debug_t5"] = "t5"
+    """t5: transformers' T5EncoderModel with its tokenizer. debug_t5: the same class, tiny, seeded, byte tokens."""
+    weights: str | None = None
+    """Folder that holds text_encoder/ and tokenizer/ (diffusers layout)."""
+    max_length: int = 226
+    """Tokens; shorter prompts are padded, without a mask (code)."""
+    embed_dim: int = 4096
+    seed: int = 0
+
+
+class OptimizerConfig(Settings):
+    """AdamW (4.2)."""
+
+    learning_rate: float = 4e-5
+    """Constant, no scheduler (4.2; authors' thread #18)."""
+    warmup_steps: int = 0
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 1e-4
+    clip_grad_norm: float = 0.1
+    """4.2."""
+
+
+class EngineConfig(Settings):
+    """How a model is trained on the hardware: DeepSpeed ZeRO."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """code: ZeRO-2 for both stages."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    cpu_offload: bool = False
+    activation_checkpointing: bool = True
+    num_ranks: int = 8
+    """Processes over the whole cluster, one per GPU (or per CPU core in debug)."""
+    gpus_per_rank: float = 1
+    cpus_per_rank: float = 4
+    torch_threads: int | None = None
+    """Threads per rank; None leaves torch's default. Spinning threads on shared cores are ten times slower."""
+    micro_batch_size: int = 1
+    """Samples per rank and forward; the global batch / (ranks x micro batch) is the accumulation."""
+    checkpoint_every: int = 500
+    """train_steps between checkpoints."""
+    keep_checkpoints: int = 2
+    max_restarts: int = 3
+    """Times that Ray Train restarts the group from the last checkpoint before it gives up."""
+    log_every: int = 10
+
+
+class DiffusionConfig(Settings):
+    """Stage I's objective: v-prediction on a zero-SNR schedule (code: VideoDiffusionLoss)."""
+
+    num_timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    snr_shift_scale: float = 1.0
+    """code: 1.0 (CogVideoX-2B uses 3.0)."""
+    timestep_sampling: Literal["stratified", "uniform"] = "stratified"
+    """stratified over the global batch (code: uniform_sampling)."""
+
+
+class Stage1Config(Settings):
+    """Stage I: CogVideoX-5B + LoRA at 270p (3.2, 4.2)."""
+
+    transformer: TransformerConfig = TransformerConfig()
+    base_weights: str | None = None
+    """Folder of the base model in diffusers layout (CogVideoX-5B/transformer). None: seeded random, only in debug."""
+    lora: LoraConfig = LoraConfig()
+    full_finetune: bool = False
+    """Table 4's ablation: train every weight instead of adapters."""
+    shape: FrameShape = FrameShape(frames=49, height=256, width=480)
+    """"270p" (4.2; code)."""
+    objective: DiffusionConfig = DiffusionConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    engine: EngineConfig = EngineConfig()
+    iterations: int = 50_000
+    """4.2; videos only."""
+    batch_size: int = 32
+    """Global (4.2)."""
+    text_dropout: float = 0.1
+    """Share of samples with the all-zero embedding (4.2)."""
+    seed: int = 1
+
+
+class LatentDegradationConfig(Settings):
+    """DEG_latent: z -> alpha z + sqrt(1-alpha^2) n at a drawn noise step (3.3)."""
+
+    noise_steps: tuple[int, int] = (600, 900)
+    """Inclusive range (4.2: 600-900, later 650-750)."""
+
+
+class PixelDegradationConfig(Settings):
+    """DEG_pixel, recipe `deg_pixel_v1` (3.3: "blur and resize operations with randomized strengths").
+
+    The exact ranges are not published; these are Real-ESRGAN / RealBasicVSR (mmagic), as the authors point to.
+    """
+
+    strong_probability: float = 0.5
+    """code: aug_prob."""
+    downscale: Range = (4.0, 8.0)
+    """code: scale_range 4 ~ 8."""
+    blur_sigma_1: Range = (0.2, 3.0)
+    blur_sigma_2: Range = (0.2, 1.5)
+    second_blur_probability: float = 0.8
+    resize_up_1: Range = (1.0, 1.5)
+    resize_down_1: Range = (0.15, 1.0)
+    resize_up_2: Range = (1.0, 1.2)
+    resize_down_2: Range = (0.3, 1.0)
+    noise_sigma_1: Range = (1.0, 30.0)
+    """Of 255."""
+    noise_sigma_2: Range = (1.0, 25.0)
+    jpeg_quality: Range = (30.0, 95.0)
+    video_compression_probability: float = 0.5
+    strength: float = 1.0
+    """Multiplies (max - min) of the blur, noise and JPEG ranges."""
+    cached_variants: int = 4
+    """Degraded latents kept per clip and crop: the first is weak, the others are drawn."""
+    enabled: bool = True
+
+
+class PhaseConfig(Settings):
+    """One entry of Stage II's curriculum (4.2)."""
+
+    name: str
+    iterations: int
+    shape: FrameShape
+    """Of the videos; images are one frame of the same height and width."""
+    images: int = 0
+    """Part of images in the images:videos ratio; the modality is drawn per global train_step."""
+    videos: int = 1
+    batch_size: int = 64
+    """Global, for videos (4.2)."""
+    image_batch_size: int | None = None
+    """Global, for images; None: as batch_size."""
+    noise_steps: tuple[int, int] = (600, 900)
+    """Inclusive range of DEG_latent (4.2)."""
+    noise_steps_after: tuple[int, tuple[int, int]] | None = None
+    """(iteration, range): from that iteration of this phase on, the range is the second one (4.2)."""
+    subset: str | None = None
+    """Named subset of the clips, e.g. "preference"; None: everything kept."""
+    degradation_strength: float = 1.0
+
+    @model_validator(mode="after")
+    def _ratio(self) -> PhaseConfig:
+        if self.images < 0 or self.videos < 0 or self.images + self.videos == 0:
+            raise ValueError(f"phase {self.name}: images:videos = {self.images}:{self.videos} selects nothing")
+        return self
+
+
+PAPER_PHASES = (
+    PhaseConfig(name="image_patches", iterations=25_000, shape=FrameShape(frames=1, height=528, width=960), images=1, videos=0),
+    PhaseConfig(name="mixed_patches", iterations=30_000, shape=FrameShape(frames=49, height=528, width=960), images=1, videos=2),
+    PhaseConfig(
+        name="full_resolution",
+        iterations=5_000,
+        shape=FrameShape(frames=49, height=1072, width=1920),
+        noise_steps_after=(1_000, (650, 750)),
+    ),
+    PhaseConfig(
+        name="preference",
+        iterations=700,
+        shape=FrameShape(frames=49, height=1072, width=1920),
+        noise_steps=(650, 750),
+        subset="preference",
+    ),
+)
+"""4.2: 540x960 patches of 2048x2048 images; patches and videos 1:2; full 1080p; the human-preference subset."""
+
+
+class Stage2Config(Settings):
+    """Stage II: flow matching from degraded latents to 1080p (3.3, 4.2)."""
+
+    transformer: TransformerConfig = STAGE2_TRANSFORMER
+    init_weights: str | None = None
+    """Folder in diffusers layout to start from (e.g. CogVideoX-2B); None: seeded random."""
+    pixel_degradation: PixelDegradationConfig = PixelDegradationConfig()
+    latent_degradation: bool = True
+    """False: Table 6's ablation, pixel degradation only."""
+    phases: tuple[PhaseConfig, ...] = PAPER_PHASES
+    optimizer: OptimizerConfig = OptimizerConfig()
+    engine: EngineConfig = EngineConfig()
+    text_dropout: float = 0.1
+    time_shift: float | None = None
+    """Warp of the drawn t as in sampling; the released draft leaves it open. None: plain U(0,1)."""
+    seed: int = 2
+
+
+class LatentsConfig(Settings):
+    """What precompute_latents keeps for training."""
+
+    frame_rate_hz: float = 8.0
+    """4.1: the model sees 8 frames a second."""
+    patches_per_clip: int = 4
+    """Fixed random crops kept per clip for the patch phases."""
+    shard_bytes: int = 1_000_000_000
+    """Size of a safetensors shard at which the next one starts."""
+
+
+class Stage1SamplingConfig(Settings):
+    """Text -> 270p: SDE-DPM++(2M) with dynamic guidance (code: VPSDEDPMPP2MSampler)."""
+
+    num_steps: int = 51
+    """code (paper: 50)."""
+    guidance_scale: float = 8.0
+    """g(t) = 1 + scale * (1 - cos(pi ((S-t)/S)^exponent)) / 2."""
+    guidance_exponent: float = 5.0
+
+
+class Stage2SamplingConfig(Settings):
+    """270p -> 1080p: Euler on the flow (3.3; code flow_video.py)."""
+
+    num_steps: int = 4
+    """Paper; the released default is 5."""
+    guidance_scale: float = 13.0
+    noise_step: int = 675
+    shift: float = 2.5
+    compat: Literal["fp32", "official-bf16"] = "fp32"
+    """official-bf16 reproduces the released rounding of time and noise step."""
+
+
+class GenerateConfig(Settings):
+    """The generate job: prompts -> Stage I previews -> Stage II videos."""
+
+    prompts: tuple[str, ...] = ()
+    """Empty: the captions of the held-out clips."""
+    num_prompts: int = 4
+    """At most this many are generated."""
+    motion: Literal["very low", "low", "medium", "high", "very high"] = "medium"
+    """Motion word in front of Stage II's prompt (code)."""
+    stage1: Stage1SamplingConfig = Stage1SamplingConfig()
+    stage2: Stage2SamplingConfig = Stage2SamplingConfig()
+    video_quality_crf: int = 12
+    """x264 constant rate factor of the written mp4 files."""
+    seed: int = 3
+
+
+class EvaluationConfig(Settings):
+    """The evaluate job."""
+
+    vbench_data: str | None = None
+    """Folder with VBench's data files (VBench_full_info.json, ...); None: the parts that need them are left out, and the report says so."""
+    held_out_clips: int = 8
+    """Held-out clips that are degraded, enhanced and compared with truth."""
+    downscale: float = 8.0
+    """Degradation of the held-out clips: antialiased bilinear down by this factor and up again."""
+    frame_metrics: tuple[str, ...] = ("piqe",)
+    """pyiqa metric names."""
+    sharpness_band: tuple[float, float] = (0.85, 1.25)
+    """Gate of the debug run: mean gradient magnitude of the enhanced clips over truth's."""
+    psnr_margin_db: float = 3.0
+    """Gate of the debug run: PSNR may fall below the input's by at most this."""
+    seed: int = 4

@@ -1,0 +1,189 @@
+"""What every job shares: its command line, lock, progress, skip, report and exit code.
+
+`python -m pipelines.<job> --recipe RECIPE --root DIR` runs one job anywhere. Exit codes: 0 done or already
+done; 1 failed; 2 a user's mistake (one line, no stack trace).
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import logging
+import os
+import platform
+import resource
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from curation.sources import SourceError
+from pipelines.artifacts import Report, Workspace, write_atomically
+from pipelines.plan import JobSpec, job_spec
+from pipelines.recipe import Recipe, RecipeError, load
+
+log = logging.getLogger("flashvideo")
+
+
+class UserError(ValueError):
+    """A user's mistake: its one line is printed and the exit code is 2."""
+
+
+class Progress:
+    """One line of progress in a file that the flow shows live: done, total, unit, rate, seconds left."""
+
+    def __init__(self, path: Path | None, job: str) -> None:
+        self._path, self._job = path, job
+        self._begin = self._written = self._logged = time.monotonic()
+        self._first = 0
+        self.state: dict[str, object] = {}
+
+    def update(self, done: int, total: int, unit: str, note: str = "") -> None:
+        """`done` of `total` units; cheap to call often."""
+        now = time.monotonic()
+        if not self.state or self.state["unit"] != unit:
+            self._begin, self._first, self._written = now, done, 0.0
+        seconds = now - self._begin
+        rate = (done - self._first) / seconds if seconds > 0 and done > self._first else None
+        self.state = {
+            "job": self._job,
+            "done": done,
+            "total": total,
+            "unit": unit,
+            "rate": rate,
+            "left_s": (total - done) / rate if rate else None,
+            "note": note,
+        }
+        if now - self._written >= 0.2 or done >= total:
+            self._written = now
+            if self._path is not None:
+                write_progress(self._path, self.state)
+        if now - self._logged >= 10 or done >= total:
+            self._logged = now
+            log.info("%s: %d of %d %s%s%s", self._job, done, total, unit, f", {rate:.2g}/s" if rate else "", f", {note}" if note else "")
+
+
+def write_progress(path: Path, state: dict[str, object]) -> None:
+    """Replaces the progress file (no fsync: it is only for looking at)."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(state))
+    os.replace(beside, path)
+
+
+@dataclass
+class JobContext:
+    """What a job's `run` is given."""
+
+    recipe: Recipe
+    workspace: Workspace
+    spec: JobSpec
+    fingerprint: str
+    folder: Path
+    """The job's own output folder (artifacts/<job>/<fingerprint>/); may hold parts of an interrupted run."""
+    progress: Progress
+    upstream: dict[str, Report] = field(default_factory=dict)
+    """Reports of every job before this one, by name."""
+
+    def report(self, digest: str, **fields: object) -> Report:
+        """The job's report, with the fields that `main` fills in left empty."""
+        return Report.model_validate({"job": self.spec.name, "fingerprint": self.fingerprint, "digest": digest, **fields})
+
+
+def main(name: str, run: Callable[[JobContext], Report]) -> None:
+    """Entry point of a job module; exits the process."""
+    parser = argparse.ArgumentParser(prog=f"python -m pipelines.{name}", description=job_spec(name).summary)
+    parser.add_argument("--recipe", default="debug", help="preset name, or a YAML/JSON file")
+    parser.add_argument("--root", type=Path, required=True, help="run root")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--run-id", default=None, help="names the folder of logs; made up where absent")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", stream=sys.stderr)
+    for chatty in ("httpx", "urllib3", "filelock", "PIL"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        recipe = load(arguments.recipe, tuple(arguments.overrides))
+        run_id = arguments.run_id or datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ") + f"-{os.getpid()}"
+        run_job(name, run, recipe, Workspace(arguments.root), run_id)
+    except (UserError, RecipeError, SourceError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Exception:
+        log.exception("%s failed", name)
+        sys.exit(1)
+
+
+def run_job(name: str, run: Callable[[JobContext], Report], recipe: Recipe, workspace: Workspace, run_id: str) -> Report:
+    """Runs one job unless it is done, and marks it finished. Raises UserError when a job before it is not done."""
+    spec = job_spec(name)
+    upstream: dict[str, Report] = {}
+    for state in workspace.states(recipe, [name])[:-1]:
+        if state.report is None:
+            raise UserError(f"{state.spec.name} is not done in {workspace.root}; run it first, or: flashvideo retrain --root {workspace.root}")
+        upstream[state.spec.name] = state.report
+    job_fingerprint = workspace.job_fingerprint(recipe, spec, upstream)
+    with _lock(workspace, name):
+        done = workspace.report(spec, job_fingerprint)
+        if done is not None:
+            log.info("%s is done already (%s)", name, job_fingerprint)
+            return done
+        folder = workspace.begin(spec, job_fingerprint)
+        logs = workspace.logs(run_id)
+        logs.mkdir(parents=True, exist_ok=True)
+        context = JobContext(recipe, workspace, spec, job_fingerprint, folder, Progress(logs / f"{name}.progress.json", name), upstream)
+        started, begin = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+        log.info("%s starts (%s)", name, job_fingerprint)
+        report = run(context)
+        peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * 1024
+        report = report.model_copy(
+            update={
+                "seconds": time.monotonic() - begin,
+                "peak_memory_bytes": max(report.peak_memory_bytes, peak),
+                "log": workspace.relative(logs / f"{name}.log"),
+                "started": started,
+                "versions": {"python": platform.python_version()}
+                | {package: version(package) for package in ("flashvideo", "torch", "ray", "lancedb", "pylance", "av") if _installed(package)},
+            }
+        )
+        workspace.finish(spec, report)
+        log.info("%s done in %.1f s: %s", name, report.seconds, report.counts)
+        return report
+
+
+def _installed(package: str) -> bool:
+    try:
+        version(package)
+    except Exception:  # importlib.metadata raises several kinds
+        return False
+    return True
+
+
+@contextmanager
+def _lock(workspace: Workspace, name: str) -> Iterator[None]:
+    """Only one process at a time does a job of a root; the lock dies with its process."""
+    folder = workspace.root / "artifacts" / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "a+")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"cannot write under {workspace.root}: {error.strerror}; choose another --root") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(f"{name} is running already in {workspace.root}: {file.read().strip()}") from None
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC).isoformat(timespec='seconds')}")
+        file.flush()
+        yield
+
+
+def write_json(path: Path, value: object) -> None:
+    """A JSON file, written beside and renamed."""
+    write_atomically(path, json.dumps(value, indent=1, default=str))
