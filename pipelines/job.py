@@ -124,7 +124,9 @@ def run_job(name: str, run: Callable[[JobContext], Report], recipe: Recipe, work
     upstream: dict[str, Report] = {}
     for state in workspace.states(recipe, [name])[:-1]:
         if state.report is None:
-            raise UserError(f"{state.spec.name} is not done in {workspace.root}; run it first, or: flashvideo retrain --root {workspace.root}")
+            raise UserError(
+                f"{state.spec.name} is not done in {workspace.root}; run it first, or: flashvideo retrain --root {workspace.root}"
+            )
         upstream[state.spec.name] = state.report
     job_fingerprint = workspace.job_fingerprint(recipe, spec, upstream)
     with _lock(workspace, name):
@@ -147,7 +149,11 @@ def run_job(name: str, run: Callable[[JobContext], Report], recipe: Recipe, work
                 "log": workspace.relative(logs / f"{name}.log"),
                 "started": started,
                 "versions": {"python": platform.python_version()}
-                | {package: version(package) for package in ("flashvideo", "torch", "ray", "lancedb", "pylance", "av") if _installed(package)},
+                | {
+                    package: version(package)
+                    for package in ("flashvideo", "torch", "ray", "lancedb", "pylance", "av")
+                    if _installed(package)
+                },
             }
         )
         workspace.finish(spec, report)

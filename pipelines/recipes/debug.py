@@ -41,9 +41,7 @@ from pipelines.recipe import Recipe, RuntimeConfig
 
 TEXT_WIDTH = 64
 
-TINY = TransformerConfig(
-    flavour="debug", num_layers=4, num_attention_heads=2, text_embed_dim=TEXT_WIDTH, time_embed_dim=128
-)
+TINY = TransformerConfig(flavour="debug", num_layers=4, num_attention_heads=2, text_embed_dim=TEXT_WIDTH, time_embed_dim=128)
 
 CPU_ENGINE = EngineConfig(
     zero_stage=2,
@@ -109,9 +107,7 @@ def debug() -> Recipe:
                 PhaseConfig(
                     name="image_patches", iterations=120, shape=PATCH_IMAGE, images=1, videos=0, batch_size=16, noise_steps=(50, 200)
                 ),
-                PhaseConfig(
-                    name="mixed_patches", iterations=200, shape=PATCH, images=1, videos=2, batch_size=16, noise_steps=(50, 200)
-                ),
+                PhaseConfig(name="mixed_patches", iterations=200, shape=PATCH, images=1, videos=2, batch_size=16, noise_steps=(50, 200)),
                 PhaseConfig(
                     name="full_resolution",
                     iterations=40,
@@ -120,9 +116,7 @@ def debug() -> Recipe:
                     noise_steps=(50, 200),
                     noise_steps_after=(20, (90, 130)),
                 ),
-                PhaseConfig(
-                    name="preference", iterations=10, shape=FULL, batch_size=4, noise_steps=(90, 130), subset="preference"
-                ),
+                PhaseConfig(name="preference", iterations=10, shape=FULL, batch_size=4, noise_steps=(90, 130), subset="preference"),
             ),
             optimizer=OptimizerConfig(learning_rate=2e-3, clip_grad_norm=1.0),
             engine=CPU_ENGINE,
