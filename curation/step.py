@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import pyarrow as pa
 
-Batch = pa.RecordBatch
+Batch: TypeAlias = pa.RecordBatch
 
 
 @dataclass(frozen=True)
