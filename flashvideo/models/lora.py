@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flashvideo.config import LoraConfig
-from flashvideo.models.transformer import CogVideoXTransformer
-from flashvideo.models.weight_files import WeightsError, check_keys, read_tensors, write_folder
+from flashvideo.config import LoraConfig, TransformerConfig
+from flashvideo.models.transformer import CogVideoXTransformer, build_transformer, load_transformer
+from flashvideo.models.weight_files import WeightsError, check_keys, read_config, read_tensors, write_folder
 
 log = logging.getLogger("flashvideo")
 
@@ -183,3 +184,30 @@ def merge_lora(model: CogVideoXTransformer) -> CogVideoXTransformer:
         parent_name, _, child = name.rpartition(".")
         model.get_submodule(parent_name).register_module(child, layer.base)
     return model
+
+
+# ---- Stage I on disk: an adapter and the base that it adapts ----------------------------------------------------
+
+
+def save_base(folder: Path | str, config: TransformerConfig, weights: str | None) -> None:
+    """Writes base.json: what the adapter beside it adapts, a folder of weights, or (None) `config.seed`'s random draw."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = folder / f".base.json.{os.getpid()}.part"
+    beside.write_text(json.dumps({"transformer": config.model_dump(mode="json"), "weights": weights}, indent=1))
+    os.replace(beside, folder / "base.json")
+
+
+def load_stage1(folder: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> CogVideoXTransformer:
+    """Stage I ready to sample: base.json's model with the adapter beside it merged; or a fully fine-tuned folder.
+
+    Raises WeightsError when files are missing or do not fit.
+    """
+    folder = Path(folder)
+    if not (folder / "adapter_config.json").is_file():
+        return load_transformer(folder, device, dtype).eval().requires_grad_(False)
+    base = read_config(folder, "base.json")
+    config = TransformerConfig.model_validate_json(json.dumps(base["transformer"]))
+    model = build_transformer(config, base["weights"], device, dtype)
+    load_adapter(model, folder)
+    return merge_lora(model).eval().requires_grad_(False)
