@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,8 @@ def _open_error(path: Path, error: av.error.FFmpegError) -> MediaError:
 
 def _top_level_boxes(path: Path) -> tuple[list[str], bool]:
     """Names of an MP4 file's top-level boxes, and whether the last one reaches past the end of the file."""
-    size, names, place = path.stat().st_size, [], 0
+    names: list[str] = []
+    size, place = path.stat().st_size, 0
     with open(path, "rb") as file:
         while place + 8 <= size and len(names) < 64:
             file.seek(place)
@@ -220,7 +222,7 @@ def _timing(uri: str) -> dict[str, Any]:
                 if packet.is_keyframe:
                     key_times.append(packet.pts * base)
     times.sort()
-    gaps = [float(later - earlier) for earlier, later in zip(times, times[1:], strict=False) if later > earlier]
+    gaps = [float(later - earlier) for earlier, later in pairwise(times) if later > earlier]
     usual = float(np.median(gaps)) if gaps else (float(1 / declared_rate) if declared_rate else 0.04)
     length = float(times[-1] - times[0]) + usual if times else packets * usual
     rate = packets / length if length > 0 else None
@@ -421,7 +423,7 @@ def _frames_on_show(uri: str, targets: list[int]) -> Iterator[tuple[av.VideoFram
             if geometry is None:
                 geometry = frame_geometry(event.frame, stream)
             while target is not None and shown is not None and event.time_us > target + TIME_TOLERANCE_US:
-                yield shown.frame, shown.time_us, geometry  # type: ignore[misc]
+                yield shown.frame, shown.time_us, geometry
                 target = next(wanted, None)
             if target is None:
                 return
@@ -431,7 +433,7 @@ def _frames_on_show(uri: str, targets: list[int]) -> Iterator[tuple[av.VideoFram
         while target is not None and shown is not None and geometry is not None:
             if target > shown.time_us + period_us + TIME_TOLERANCE_US and target != targets[0]:
                 return
-            yield shown.frame, shown.time_us, geometry  # type: ignore[misc]
+            yield shown.frame, shown.time_us, geometry
             target = next(wanted, None)
 
 

@@ -1,0 +1,197 @@
+"""The executor: equal results on both backends, failures isolated to their rows, dead workers survived."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from curation.step import Batch, Lineage, Resources, StepError
+from pipelines.executor import (
+    FailedShareError,
+    Part,
+    WorkerBuildError,
+    WorkerDied,
+    Workers,
+    check_failed_share,
+    map_tasks,
+    run_steps,
+)
+
+LOCAL = Workers("local", 2)
+RAY = Workers("ray", 2, object_store_bytes=80_000_000)
+
+
+class Halve:
+    """Half of an even number; an odd one is an error with code `odd`."""
+
+    name = "halve"
+    reads = ("number",)
+    writes = pa.schema([pa.field("half", pa.int64())])
+    resources = Resources()
+    lineage = Lineage("test", "halve", "1", "arithmetic")
+
+    def __call__(self, batch: Batch) -> Batch:
+        numbers = batch.column("number").to_pylist()
+        for number in numbers:
+            if number % 2:
+                raise StepError("odd", f"{number} is odd")
+        return pa.RecordBatch.from_arrays([pa.array([n // 2 for n in numbers], pa.int64())], schema=self.writes)
+
+
+class Square:
+    """The square; never fails."""
+
+    name = "square"
+    reads = ("number",)
+    writes = pa.schema([pa.field("square", pa.int64())])
+    resources = Resources()
+    lineage = Lineage("test", "square", "1", "arithmetic")
+
+    def __call__(self, batch: Batch) -> Batch:
+        return pa.RecordBatch.from_arrays([pa.array([n * n for n in batch.column("number").to_pylist()])], schema=self.writes)
+
+
+class DieOnSeven(Square):
+    """Kills its own process on a 7."""
+
+    def __call__(self, batch: Batch) -> Batch:
+        if 7 in batch.column("number").to_pylist():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(batch)
+
+
+def both() -> list[object]:
+    return [Halve(), Square()]
+
+
+def dying() -> list[object]:
+    return [DieOnSeven()]
+
+
+def twice() -> object:
+    return lambda item: item * 2
+
+
+def broken() -> object:
+    raise FileNotFoundError("weights raft.pth")
+
+
+def failing() -> object:
+    def fail(item: int) -> int:
+        raise KeyError(f"item {item}")
+
+    return fail
+
+
+@pytest.fixture(scope="module")
+def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A private Ray, so that the backend under test connects to nobody else's."""
+    import ray
+
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module by name
+    folder = Path("/tmp") / f"fvray-{os.getpid()}"  # Ray's sockets need a short path
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=80_000_000, _temp_dir=str(folder))
+    yield
+    ray.shutdown()
+
+
+def table(*numbers: int) -> pa.Table:
+    return pa.table({"clip_id": [f"c{n}" for n in numbers], "number": pa.array(numbers, pa.int64())})
+
+
+def in_order(parts: list[Part]) -> list[dict[str, object]]:
+    """Rows of all parts by key, and the failures' facts."""
+    rows = [row for part in parts for row in part.columns.to_pylist()]
+    return sorted(rows, key=lambda row: str(row["clip_id"]))
+
+
+def test_a_failing_row_is_null_and_named_and_its_neighbours_are_not_hurt() -> None:
+    parts = list(run_steps(both, table(2, 3, 4, 6), ["clip_id"], LOCAL, batch_rows=4))
+    assert in_order(parts) == [
+        {"clip_id": "c2", "half": 1, "square": 4},
+        {"clip_id": "c3", "half": None, "square": 9},
+        {"clip_id": "c4", "half": 2, "square": 16},
+        {"clip_id": "c6", "half": 3, "square": 36},
+    ]
+    [failure] = [failure for part in parts for failure in part.failures]
+    assert (failure.row, failure.step, failure.code, failure.message) == (1, "halve", "odd", "3 is odd")
+    assert failure.run_id == Halve.lineage.run_id
+
+
+def test_every_row_comes_back_once_whatever_the_batch_size() -> None:
+    for batch_rows in (1, 3, 100):
+        parts = list(run_steps(both, table(*range(10)), ["clip_id"], LOCAL, batch_rows=batch_rows))
+        assert sorted(row for part in parts for row in part.rows) == list(range(10))
+
+
+def test_ray_gives_what_local_gives(ray_here: None) -> None:
+    rows = table(*range(12))
+    local = list(run_steps(both, rows, ["clip_id"], LOCAL, batch_rows=5))
+    remote = list(run_steps(both, rows, ["clip_id"], RAY, batch_rows=5))
+    assert in_order(local) == in_order(remote)
+    facts = [{(f.row, f.step, f.code, f.message, f.run_id) for part in parts for f in part.failures} for parts in (local, remote)]
+    assert facts[0] == facts[1]
+    assert len(facts[0]) == 6
+
+
+def test_a_row_that_kills_its_worker_fails_alone(ray_here: None) -> None:
+    parts = list(run_steps(dying, table(5, 6, 7, 8), ["clip_id"], replace(RAY, count=1), batch_rows=2))
+    assert [row["square"] for row in in_order(parts)] == [25, 36, None, 64]
+    [failure] = [failure for part in parts for failure in part.failures]
+    assert (failure.row, failure.code) == (2, "worker_died")
+
+
+def test_map_tasks_returns_every_result(ray_here: None) -> None:
+    for workers in (LOCAL, RAY):
+        assert sorted(map_tasks(twice, [5, 6, 7], workers)) == [(0, 10), (1, 12), (2, 14)]
+        assert list(map_tasks(twice, [], workers)) == []
+
+
+def test_a_worker_that_cannot_be_built_says_why(ray_here: None) -> None:
+    for workers in (LOCAL, RAY):
+        with pytest.raises(WorkerBuildError, match=r"raft\.pth"):
+            list(map_tasks(broken, [1, 2], workers))
+
+
+def test_an_exception_of_a_task_ends_the_map(ray_here: None) -> None:
+    for workers in (LOCAL, RAY):
+        with pytest.raises(KeyError):
+            list(map_tasks(failing, [1, 2, 3], workers))
+
+
+def test_a_consumer_that_leaves_early_leaves_no_thread_behind() -> None:
+    before = threading.active_count()
+    results = map_tasks(twice, list(range(100)), LOCAL)
+    next(results)
+    results.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+
+
+def test_a_step_that_breaks_the_protocol_is_reported_not_stored() -> None:
+    class Short(Square):
+        def __call__(self, batch: Batch) -> Batch:
+            return super().__call__(batch).slice(0, 0)
+
+    parts = list(run_steps(partial(list, [Short()]), table(1), ["clip_id"], LOCAL))
+    assert parts[0].columns.to_pylist() == [{"clip_id": "c1", "square": None}]
+    assert "returned 0" in parts[0].failures[0].message
+
+
+def test_too_many_failures_fail_the_job() -> None:
+    check_failed_share(1, 2, 0.5, "clips")
+    with pytest.raises(FailedShareError, match="3 of 4 clips failed"):
+        check_failed_share(3, 4, 0.5, "clips")
+
+
+def test_a_dead_worker_is_a_value_not_an_exception() -> None:
+    assert WorkerDied("x").message == "x"
