@@ -73,18 +73,24 @@ def check_column(name: str, schema: pa.Schema) -> str:
         return name
     near = nearest_columns(name, schema)
     if not near:
-        raise QueryError(f'unknown column "{name}"; columns: {", ".join(schema.names)}')
+        known = ", ".join(n for n in schema.names if not n.endswith("_run"))
+        raise QueryError(f'unknown column "{name}"; text stands in quotes; columns: {known}')
     raise QueryError(f'unknown column "{name}"; did you mean {_either([_described(n, schema) for n in near])}?')
 
 
 def nearest_columns(name: str, schema: pa.Schema, limit: int = 3) -> list[str]:
-    """Columns that a misspelt name most likely means: close spellings, then names that begin with it."""
+    """Columns that a misspelt name most likely means, nearest first; scores go before other columns."""
     word = name.lower()
-    plain = [n for n in schema.names if not n.endswith("_run")]
-    close = difflib.get_close_matches(word, plain, n=limit, cutoff=0.7)
-    begins = [n for n in plain if len(word) >= 3 and (n.startswith(word) or word.startswith(n))]
-    loose = difflib.get_close_matches(word, list(schema.names), n=1, cutoff=0.5)
-    return list(dict.fromkeys(close + begins + loose))[:limit]
+    scores = [n for n in schema.names if f"{n}_run" in schema.names]
+    plain = scores + [n for n in schema.names if n not in scores and not n.endswith("_run")]
+
+    def likeness(column: str) -> float:
+        stem = column.split("_")[0] if column in scores else column
+        return max(difflib.SequenceMatcher(None, word, other).ratio() for other in (column, stem))
+
+    near = [(likeness(column), column) for column in plain]
+    near = [pair for pair in near if pair[0] >= 0.6]
+    return [column for _, column in sorted(near, key=lambda pair: -pair[0])][:limit]
 
 
 def unit_of(field: pa.Field) -> str:

@@ -249,6 +249,21 @@ class Store:
             tags[name] = Tag(name, versions[name], str(card.get("note", "")), card)
         return tags
 
+    # upkeep
+
+    def compact(self, older_than: timedelta = timedelta(hours=1)) -> None:
+        """Joins small fragments, brings indexes up to date, and drops untagged versions older than that; tagged ones stay.
+
+        Called at the end of a scheduled run, before the release is tagged, so that release and newest rows share files.
+        """
+        for table in TABLES:
+            with self._committing(table) as dataset:
+                if len(dataset.get_fragments()) > 1 or any(fragment.num_deletions for fragment in dataset.get_fragments()):
+                    dataset.optimize.compact_files()
+                if dataset.list_indices():
+                    dataset.optimize.optimize_indices()
+                dataset.cleanup_old_versions(older_than=older_than, error_if_tagged_old_versions=False)
+
     # inside
 
     @property

@@ -1,0 +1,395 @@
+"""Questions to the store: rows by score, counts, histograms, contact sheets; as text, files or Arrow. Light: no torch.
+
+dataset = open_dataset("root/store")
+dataset.clips.where("motion_proxy >= 1.1").order_by("-aesthetic_proxy").limit(10).to_pandas()
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curation.expression import QueryError, check_column, compile_filter, kind_of, unit_of
+from curation.schema import KEYS, TABLES
+from curation.store import MissingStoreError, Store, StoreError, lance, schema_of
+
+if TYPE_CHECKING:
+    import pandas
+
+FORMATS = ("table", "json", "csv", "parquet")
+TABLE_ROWS = 20
+"""Rows of a printed table where no limit is given."""
+CAPTION_WIDTH = 48
+
+DEFAULT_COLUMNS = {
+    "clips": (
+        "clip_id",
+        "uri",
+        "media_type",
+        "start_us",
+        "end_us",
+        "motion_proxy",
+        "motion_raft",
+        "aesthetic_proxy",
+        "aesthetic",
+        "piqe",
+        "split",
+        "state",
+        "reject_reason",
+        "caption",
+    ),
+    "sources": ("uri", "status", "media_type", "width", "height", "frame_rate_hz", "duration_s", "codec", "corrupt_frames"),
+    "errors": ("job", "step", "code", "uri", "clip_id", "message", "resolved"),
+    "runs": ("run_id", "job", "step", "version", "model", "device", "seconds", "rows_in", "rows_ok", "rows_failed"),
+}
+"""What is shown where no columns are asked for; other tables show all but lists."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question to one table, answered when it is read. Every method returns a new question."""
+
+    store: Store
+    table: str
+    filters: tuple[str, ...] = ()
+    order: tuple[str, ...] = ()
+    columns: tuple[str, ...] | None = None
+    most: int | None = None
+    at_tag: str | None = None
+
+    def where(self, text: str) -> Query:
+        """Narrows to rows for which the filter text holds. Raises QueryError at once for a mistake."""
+        compile_filter(text, self.schema)
+        return replace(self, filters=(*self.filters, text))
+
+    def order_by(self, *names: str) -> Query:
+        """Sorts by columns, `-name` is descending; unknown values come last, ties go by key."""
+        for name in names:
+            kind = kind_of(self.schema.field(check_column(name.lstrip("+-"), self.schema)).type)
+            if kind in ("list", "vector"):
+                raise QueryError(f"cannot order by {name.lstrip('+-')}: it is a {kind}")
+        return replace(self, order=(*self.order, *names))
+
+    def limit(self, count: int) -> Query:
+        """At most this many rows."""
+        if count < 1:
+            raise QueryError(f"limit is {count}; give 1 or more")
+        return replace(self, most=count)
+
+    def select(self, *names: str) -> Query:
+        """Only these columns, in this order."""
+        return replace(self, columns=tuple(check_column(name, self.schema) for name in names))
+
+    def tag(self, name: str) -> Query:
+        """Reads that release of the clips instead of the newest rows."""
+        return replace(self, at_tag=name)
+
+    @property
+    def schema(self) -> pa.Schema:
+        return schema_of(self.table)
+
+    def count(self) -> int:
+        """Rows that match; order and limit do not matter."""
+        number: int = self.store.dataset(self.table, self.at_tag).count_rows(filter=self._filter)
+        return number
+
+    def to_arrow(self) -> pa.Table:
+        """The rows. Without an order: sorted by key, unless a limit asks for just any rows."""
+        wanted = list(self.columns if self.columns is not None else self.schema.names)
+        orderings = [(name.lstrip("+-"), not name.startswith("-")) for name in self.order]
+        orderings += [(key, True) for key in KEYS[self.table] if key not in [name for name, _ in orderings]]
+        hidden = [name for name, _ in orderings if name not in wanted]
+        column_ordering = _lance_ordering()
+        rows = self.store.dataset(self.table, self.at_tag).to_table(
+            columns=wanted + hidden,
+            filter=self._filter,
+            limit=self.most,
+            order_by=[column_ordering(name, ascending=up, nulls_first=False) for name, up in orderings],
+        )
+        return rows.select(wanted)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The rows as a pandas frame."""
+        frame: pandas.DataFrame = self.to_arrow().to_pandas()
+        return frame
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows as plain values; float32 scores print as short as they are exact."""
+        return plain_rows(self.to_arrow())
+
+    def counts(self, *by: str) -> pa.Table:
+        """Rows per combination of values, most frequent first: the columns and `count`."""
+        for name in by:
+            if kind_of(self.schema.field(check_column(name, self.schema)).type) in ("list", "vector"):
+                raise QueryError(f"cannot count by {name}: it is a list")
+        rows = self.store.dataset(self.table, self.at_tag).to_table(columns=list(by), filter=self._filter)
+        groups = rows.group_by(list(by)).aggregate([([], "count_all")]).rename_columns([*by, "count"])
+        return groups.sort_by([("count", "descending"), *((name, "ascending") for name in by)])
+
+    def sheet(self, path: Path | str, thumbs_folder: Path | str) -> int:
+        """A contact sheet of the rows as PNG; returns the number of pictures found. Clips only."""
+        from curation.sheet import contact_sheet
+
+        if self.table != "clips":
+            raise QueryError(f"contact sheets show clips; the table is {self.table}")
+        needed = self.select(*DEFAULT_COLUMNS["clips"])
+        return contact_sheet(needed.rows(), Path(thumbs_folder), Path(path))
+
+    @property
+    def _filter(self) -> str | None:
+        parts = [compile_filter(text, self.schema) for text in self.filters]
+        return " AND ".join(f"({part})" for part in parts) or None
+
+
+class Dataset:
+    """A store for looking at; one attribute a table."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def __getattr__(self, table: str) -> Query:
+        if table not in TABLES:
+            raise AttributeError(f"no table {table!r}; tables: {', '.join(TABLES)}")
+        return Query(self.store, table)
+
+    def tags(self) -> dict[str, dict[str, Any]]:
+        """Releases by name: their cards."""
+        return {name: tag.card for name, tag in self.store.tags().items()}
+
+
+def open_dataset(path: Path | str) -> Dataset:
+    """The store at a path, for reading. Raises QueryError when there is none."""
+    try:
+        return Dataset(Store.open(path, create=False))
+    except MissingStoreError as error:
+        raise QueryError(str(error)) from None
+
+
+def read(store_path: Path | str, table: str, columns: Sequence[str] | None = None, where: str | None = None) -> pa.Table:
+    """Rows of a table, sorted by key; the one line for reports."""
+    return open_dataset(store_path).store.read(table, columns, where)
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of a score over equal bins. `edges` has one entry more than `counts`; the last bin takes its upper edge in."""
+
+    column: str
+    unit: str
+    edges: list[float]
+    counts: list[int]
+    unknown: int
+    """Rows without the score."""
+
+
+def histogram(store: Store, column: str, bins: int = 40, where: str | None = None, table: str = "clips") -> Histogram:
+    """How a score is spread. No known value: no edges, no counts. Raises QueryError for a column that is no number."""
+    schema = schema_of(table)
+    field = schema.field(check_column(column, schema))
+    if kind_of(field.type) != "number":
+        raise QueryError(f"a histogram needs a number; {column} is {kind_of(field.type)}")
+    values = store.read(table, [column], where, ordered=False)[column].cast(pa.float64())
+    known = values.drop_null().combine_chunks()
+    unknown = len(values) - len(known)
+    if len(known) == 0:
+        return Histogram(column, unit_of(field), [], [], unknown)
+    low, high = (bound.as_py() for bound in pc.min_max(known).values())
+    width = (high - low) / bins or 1.0
+    places = pc.min_element_wise(pc.cast(pc.floor(pc.divide(pc.subtract(known, low), width)), pa.int64()), bins - 1)
+    found = {row["values"]: row["counts"] for row in pc.value_counts(places).to_pylist()}
+    return Histogram(column, unit_of(field), [low + width * i for i in range(bins + 1)], [found.get(i, 0) for i in range(bins)], unknown)
+
+
+def run_query(
+    store_path: Path | str,
+    where: str | None = None,
+    order_by: str | None = None,
+    limit: int | None = None,
+    columns: str | Sequence[str] | None = None,
+    tag: str | None = None,
+    count: bool = False,
+    by: str | Sequence[str] | None = None,
+    format: str = "table",
+    sheet: Path | str | None = None,
+    thumbs_folder: Path | str | None = None,
+    table: str = "clips",
+    output: Path | str | None = None,
+) -> str:
+    """The answer of `flashvideo query`, as text to print.
+
+    `order_by`, `columns` and `by` take names with commas between. `output` writes the answer to a file (parquet
+    needs one). Raises QueryError (one line) for every mistake of the user.
+    """
+    if format not in FORMATS:
+        raise QueryError(f"no format {format!r}; formats: {', '.join(FORMATS)}")
+    if format == "parquet" and output is None:
+        raise QueryError("parquet goes to a file: add --output clips.parquet")
+    try:
+        query = _build(store_path, table, where, order_by, limit, columns, tag)
+        if count:
+            return _deliver(str(query.count()), output)
+        if by:
+            return _render(query.counts(*_names(by)), format, output, total=None)
+        note = ""
+        if sheet is not None:
+            if thumbs_folder is None:
+                raise QueryError("a contact sheet needs the folder of thumbnails")
+            found = query.limit(limit or 60).sheet(sheet, thumbs_folder)
+            note = f"\ncontact sheet: {sheet} ({found} pictures)" if format == "table" else ""
+        if columns is None:
+            query = query.select(*_default_columns(table))
+        total = None
+        if format == "table" and limit is None:
+            query, total = query.limit(TABLE_ROWS), query.count()
+        return _render(query.to_arrow(), format, output, total, shorten=columns is None) + note
+    except StoreError as error:
+        raise QueryError(str(error)) from None
+
+
+def _build(
+    store_path: Path | str,
+    table: str,
+    where: str | None,
+    order_by: str | None,
+    limit: int | None,
+    columns: str | Sequence[str] | None,
+    tag: str | None,
+) -> Query:
+    schema_of(table)
+    query: Query = getattr(open_dataset(store_path), table)
+    if where:
+        query = query.where(where)
+    if order_by:
+        query = query.order_by(*_names(order_by))
+    if limit is not None:
+        query = query.limit(limit)
+    if columns is not None:
+        query = query.select(*_names(columns))
+    return query.tag(tag) if tag else query
+
+
+def _names(given: str | Sequence[str]) -> list[str]:
+    parts = given.split(",") if isinstance(given, str) else [part for entry in given for part in entry.split(",")]
+    names = [part.strip() for part in parts if part.strip()]
+    if not names:
+        raise QueryError("a list of column names is empty")
+    return names
+
+
+def _default_columns(table: str) -> Sequence[str]:
+    schema = schema_of(table)
+    return DEFAULT_COLUMNS.get(table) or [field.name for field in schema if kind_of(field.type) not in ("list", "vector")]
+
+
+def plain_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Rows as JSON-ready values: float32 as the shortest decimal that means it, times in ISO 8601."""
+    columns = []
+    for name in table.column_names:
+        column = table[name]
+        if pa.types.is_float32(column.type):
+            column = column.cast(pa.string()).cast(pa.float64())
+        elif pa.types.is_timestamp(column.type):
+            column = pa.chunked_array([[value.isoformat() if value else None for value in column.to_pylist()]], pa.string())
+        columns.append(column)
+    rows: list[dict[str, Any]] = pa.table(columns, names=table.column_names).to_pylist()
+    return rows
+
+
+def _render(rows: pa.Table, format: str, output: Path | str | None, total: int | None, shorten: bool = False) -> str:
+    if format == "parquet":
+        from pyarrow import parquet
+
+        assert output is not None
+        parquet.write_table(rows, str(output))
+        return f"{rows.num_rows} rows: {output}"
+    if format == "json":
+        return _deliver(json.dumps(plain_rows(rows), indent=1, ensure_ascii=False), output)
+    if format == "csv":
+        return _deliver(_csv(rows), output)
+    return _deliver(_table(rows, total, shorten), output)
+
+
+def _deliver(text: str, output: Path | str | None) -> str:
+    if output is None:
+        return text
+    Path(output).write_text(text + "\n")
+    return f"written: {output}"
+
+
+def _csv(rows: pa.Table) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(rows.column_names)
+    for row in plain_rows(rows):
+        writer.writerow([json.dumps(value) if isinstance(value, list) else value for value in row.values()])
+    return file.getvalue().rstrip("\n")
+
+
+def _table(rows: pa.Table, total: int | None, shorten: bool) -> str:
+    """A rich table; with `shorten` ids, paths, spans and captions are cut to what fits a line."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = _readable(rows) if shorten else plain_rows(rows)
+    names = list(shown[0]) if shown else rows.column_names
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for name in names:
+        number = all(isinstance(row[name], int | float | None) and not isinstance(row[name], bool) for row in shown)
+        grid.add_column(name, justify="right" if number and shown else "left", overflow="fold")
+    for row in shown:
+        grid.add_row(*[_cell(row[name]) for name in names])
+    file = io.StringIO()
+    Console(file=file, width=shutil.get_terminal_size((200, 50)).columns, highlight=False, markup=False).print(grid)
+    text = "\n".join(line.rstrip() for line in file.getvalue().rstrip("\n").splitlines())
+    count = f"{rows.num_rows} rows" if rows.num_rows != 1 else "1 row"
+    more = f" of {total}; --limit N shows more" if total is not None and total > rows.num_rows else ""
+    return f"{text}\n{count}{more}"
+
+
+def _readable(rows: pa.Table) -> list[dict[str, Any]]:
+    """Rows for people: columns that are null throughout left out, ids short, file names, spans in seconds."""
+    empty = {name for name in rows.column_names if rows.num_rows and rows[name].null_count == rows.num_rows}
+    shown = []
+    for row in plain_rows(rows):
+        line: dict[str, Any] = {}
+        for name, value in row.items():
+            if name in empty or name == "end_us":
+                continue
+            if name == "start_us":
+                line["span_s"] = f"{value / 1e6:.2f}-{row['end_us'] / 1e6:.2f}" if value is not None and row["end_us"] is not None else None
+            elif name in ("clip_id", "run_id") and value is not None:
+                line[name] = value[:12]
+            elif name == "uri" and value is not None:
+                line["file"] = value.rsplit("/", 1)[-1]
+            elif name in ("caption", "message") and value is not None and len(value) > CAPTION_WIDTH:
+                line[name] = value[: CAPTION_WIDTH - 1] + "…"
+            else:
+                line[name] = value
+        shown.append(line)
+    return shown
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value)
+    return str(value)
+
+
+def _lance_ordering() -> Any:
+    lance()
+    from lance.dataset import ColumnOrdering
+
+    return ColumnOrdering

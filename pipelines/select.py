@@ -1,0 +1,321 @@
+"""Job select: scores -> state and reasons by the policy, subsets, split, and a tag that names the dataset release.
+
+Needs no model and no pixels: a changed threshold is a matter of seconds, and each release stays readable under its tag.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curation import policy
+from curation.config import PolicyConfig, Rule
+from curation.expression import QueryError, kind_of
+from curation.schema import CLIPS
+from curation.step import Lineage
+from curation.store import Store, Tag
+from pipelines.artifacts import Report
+from pipelines.job import JobContext, UserError, log, main
+from pipelines.recipe import fingerprint
+
+VERSION = "1"
+"""Bumped when the meaning of a rule, subset or split changes."""
+
+FACTS = (
+    "clip_id",
+    "source_id",
+    "uri",
+    "media_type",
+    "duration_s",
+    "split",
+    "duplicate_cluster",
+    "caption",
+    "motion_proxy",
+    "motion_raft",
+    "aesthetic_proxy",
+    "aesthetic",
+)
+"""Columns that selecting reads besides those of the rules and its own."""
+WRITES = ("uri", "split", "state", "reject_reason", "reject_mask", "subsets", "select_run")
+RELEASED = ("clip_id", "caption", "split", "subsets")
+"""Columns whose values, over the kept clips, are the digest of the selection."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The clips with their verdicts: every column of FACTS, of the rules, and of WRITES."""
+
+    before: pa.Table
+    """As the table has them, same rows and order."""
+    clips: pa.Table
+    funnel: list[policy.RuleCount]
+    split: policy.Split
+    lineage: Lineage
+
+    @property
+    def kept(self) -> pa.Table:
+        return self.clips.filter(pc.equal(self.clips["state"], "kept"))
+
+
+def run(context: JobContext) -> Report:
+    """Selects, writes the verdicts, tags the release. Raises UserError when nothing is kept."""
+    begin = time.monotonic()
+    config = context.recipe.curation.policy
+    try:
+        policy.check_rules(config.rules)
+    except QueryError as error:
+        raise UserError(f"curation.policy: {error}") from None
+    store = Store.open(context.workspace.store)
+    selection = select(store, config)
+    total = selection.clips.num_rows
+    changed = write(store, selection)
+    store.register_run(selection.lineage, "cpu", time.monotonic() - begin, total, total, 0)
+    if selection.kept.num_rows == 0:
+        raise UserError(nothing_kept(selection, config.rules))
+    store.compact()
+    tag = release(store, selection, config)
+    log.info("select: %d of %d clips kept, %d rows changed, tag %s", selection.kept.num_rows, total, changed, tag.name)
+    return _report(context, selection, tag)
+
+
+def select(store: Store, config: PolicyConfig) -> Selection:
+    """The policy applied to the newest clips; writes nothing."""
+    columns = list(dict.fromkeys([*FACTS, *policy.columns_of(config.rules), *WRITES]))
+    before = store.read("clips", columns)
+    uris, unusable = _sources_of(store, before)
+    errors = store.read("errors", ["clip_id"], "resolved = false and clip_id is not null")
+    verdicts = policy.judge(before, config.rules, set(errors["clip_id"].to_pylist()), unusable)
+    clips = _with(before, {"uri": uris, **{name: verdicts[name] for name in verdicts.column_names}})
+    split = policy.assign_split(clips, config)
+    clips = _with(clips, {"split": pa.array([split.of_source.get(source) for source in clips["source_id"].to_pylist()], pa.string())})
+    kept = clips.filter(pc.equal(clips["state"], "kept"))
+    preference = policy.preferred(kept, store.read("labels"), config)
+    subsets = [["preference"] if clip in preference else [] for clip in clips["clip_id"].to_pylist()]
+    lineage = _lineage(config, kept)
+    clips = _with(
+        clips,
+        {
+            "subsets": pa.array(subsets, CLIPS.field("subsets").type),
+            "select_run": pa.repeat(pa.scalar(lineage.run_id), clips.num_rows),
+        },
+    )
+    return Selection(before, clips, policy.funnel(before, config.rules), split, lineage)
+
+
+def write(store: Store, selection: Selection) -> int:
+    """Merges the verdicts into the rows where any differ from what is there; returns rows changed."""
+    before, after = selection.before, selection.clips
+    changed = pa.repeat(pa.scalar(False), after.num_rows)
+    for name in WRITES:
+        changed = pc.or_(changed, _differs(before[name].combine_chunks(), after[name].combine_chunks()))
+    rows = after.select(["clip_id", *WRITES]).filter(changed)
+    return store.merge_columns("clips", rows) if rows.num_rows else 0
+
+
+def release(store: Store, selection: Selection, config: PolicyConfig) -> Tag:
+    """Tags the present clips. The name follows from what is kept, its scores and the policy: equal work, equal name.
+
+    Where that name exists already with other file addresses (the files moved), the next free `-2`, `-3` is taken.
+    """
+    kept = selection.kept
+    scores = sorted({rule.column for rule in config.rules} | {"motion_proxy", "motion_raft"})
+    base = "sel-" + fingerprint(digest(kept), _text_hash(kept, scores), selection.lineage.run_id)[:12]
+    known, name, number = store.tags(), base, 1
+    while name in known:
+        if store.read("clips", ["clip_id", "uri"], "state = 'kept'", tag=name).equals(kept.select(["clip_id", "uri"])):
+            return known[name]
+        number += 1
+        name = f"{base}-{number}"
+    return store.tag(name, f"{kept.num_rows} clips, {_hours(kept):.2f} h", card(store, selection, config))
+
+
+def card(store: Store, selection: Selection, config: PolicyConfig) -> dict[str, Any]:
+    """The dataset card of a release: sizes, policy, lineage, versions of the tables it was made from."""
+    kept = selection.kept
+    return {
+        "rows": selection.clips.num_rows,
+        "kept": kept.num_rows,
+        "videos": _count(kept, "media_type", "video"),
+        "images": _count(kept, "media_type", "image"),
+        "train": _count(kept, "split", "train"),
+        "val": _count(kept, "split", "val"),
+        "sources": pc.count_distinct(kept["source_id"]).as_py(),
+        "hours": _hours(kept),
+        "preference": _preference_size(kept),
+        "policy": config.model_dump(mode="json"),
+        "select_run": selection.lineage.run_id,
+        "digest": digest(kept),
+        "table_versions": {name: store.version(name) for name in ("clips", "sources", "captions", "labels")},
+    }
+
+
+def digest(kept: pa.Table) -> str:
+    """16 hex over what training reads of the selection: clip, caption, split, subsets."""
+    return _text_hash(kept, RELEASED)
+
+
+def nothing_kept(selection: Selection, rules: Sequence[Rule]) -> str:
+    """One line: the funnel's numbers, the rule that removed most, and the setting that would relax it."""
+    total = selection.clips.num_rows
+    if total == 0:
+        return "select found no clips: no source could be cut into clips. See: flashvideo errors, or table errors of the store"
+    parts = [f"{row.rule} {row.rejected_alone}{f' ({row.unknown} unknown)' if row.unknown else ''}" for row in selection.funnel]
+    parts += [f"{reason} {number}" for reason, number in _beside_rules(selection.clips).items() if number]
+    line = f"select kept 0 of {total} clips; turned away by each rule alone: {', '.join(parts)}"
+    worst = max(range(len(rules)), key=lambda i: selection.funnel[i].rejected_alone, default=None)
+    if worst is None or selection.funnel[worst].rejected_alone == 0:
+        return line
+    return f"{line}. {rules[worst].name} ({policy.condition_of(rules[worst])}) removed most; {_relaxation(selection, rules[worst])}"
+
+
+def _relaxation(selection: Selection, rule: Rule) -> str:
+    key = f"curation.policy.rules.{rule.name}"
+    count = next(row for row in selection.funnel if row.rule == rule.name)
+    known = selection.before[rule.column].drop_null()
+    if rule.unknown == "reject" and 2 * count.unknown >= count.rejected_alone:
+        return f"{rule.column} is unknown for {count.unknown} clips: compute it, or --set {key}.unknown=keep"
+    if rule.one_of is not None:
+        return f"the clips have {', '.join(sorted(set(known.to_pylist()))[:5])}: change {key}.one_of"
+    middle = float(pc.approximate_median(pc.cast(known, pa.float64())).as_py())
+    if rule.at_least is not None and middle < rule.at_least:
+        return f"half of the clips reach {middle:.3g}: --set {key}.at_least={_rounded(middle, math.floor):g}"
+    return f"half of the clips are at or below {middle:.3g}: --set {key}.at_most={_rounded(middle, math.ceil):g}"
+
+
+def _rounded(value: float, toward: Callable[[float], int]) -> float:
+    """Two significant digits, rounded so that the bound lets the value pass."""
+    if value == 0:
+        return 0.0
+    step = 10.0 ** (math.floor(math.log10(abs(value))) - 1)
+    return toward(value / step) * step
+
+
+def _sources_of(store: Store, clips: pa.Table) -> tuple[pa.Array, pa.Array]:
+    """Per clip: the address of its file now, and null or why the file cannot be used (absent, failed).
+
+    Byte duplicates share a source_id; any present, unfailed copy will do. The clip keeps its address while a file is there.
+    """
+    present: dict[str, list[str]] = {}
+    failed: set[str] = set()
+    for row in store.read("sources", ["uri", "source_id", "present", "status"]).to_pylist():
+        if row["source_id"] is None or not row["present"]:
+            continue
+        if row["status"] == "failed":
+            failed.add(row["source_id"])
+        else:
+            present.setdefault(row["source_id"], []).append(row["uri"])
+    uris, unusable = [], []
+    for uri, source in zip(clips["uri"].to_pylist(), clips["source_id"].to_pylist(), strict=True):
+        places = present.get(source, [])
+        uris.append(uri if uri in places or not places else places[0])
+        unusable.append(None if places else policy.SOURCE_FAILED if source in failed else policy.ABSENT)
+    return pa.array(uris, pa.string()), pa.array(unusable, pa.string())
+
+
+def _lineage(config: PolicyConfig, kept: pa.Table) -> Lineage:
+    by = "labels" if config.preference_subset == "labels" else f"top of {policy.preference_column(kept)} (stand-in for people)"
+    return Lineage("select", "policy", VERSION, f"rules; preference: {by}", parameters=config.model_dump(mode="json"))
+
+
+def _report(context: JobContext, selection: Selection, tag: Tag) -> Report:
+    clips, kept = selection.clips, selection.kept
+    counts = {
+        "in": clips.num_rows,
+        "kept": kept.num_rows,
+        "rejected": _count(clips, "state", "rejected"),
+        "failed": _count(clips, "state", "failed"),
+        "train": _count(kept, "split", "train"),
+        "val": _count(kept, "split", "val"),
+        "preference": _preference_size(kept),
+    }
+    beside = _beside_rules(clips)
+    counts |= {f"rejected by {row.rule}": row.rejected_alone for row in selection.funnel}
+    counts |= {reason: number for reason, number in beside.items() if number}
+    return context.report(
+        digest(kept),
+        counts=counts,
+        outputs={"store": context.workspace.relative(context.workspace.store), "tag": tag.name},
+        models={"policy": selection.lineage.model},
+        headline={
+            "funnel": [asdict(row) for row in selection.funnel],
+            "beside_rules": beside,
+            "hours": _hours(kept),
+            "tag_version": tag.version,
+        },
+        warnings=_warnings(selection, counts, context.recipe.curation.policy),
+    )
+
+
+def _warnings(selection: Selection, counts: dict[str, int], config: PolicyConfig) -> list[str]:
+    warnings = []
+    if counts["val"] == 0:
+        warnings.append("nothing is held out: the kept clips come from one source (or its duplicates); add a second one")
+    if counts["preference"] == 0:
+        what = (
+            "no kept clip has a label keep: flashvideo review"
+            if config.preference_subset == "labels"
+            else "no kept train video has a score"
+        )
+        warnings.append(f"the preference subset is empty: {what}")
+    if selection.split.mixed_groups:
+        warnings.append(
+            f"{selection.split.mixed_groups} groups of duplicate sources are on both sides of the split, "
+            "fixed before they were found to be duplicates"
+        )
+    return warnings
+
+
+def _beside_rules(clips: pa.Table) -> dict[str, int]:
+    """Clips kept out by what is no rule: file absent, file failed, no caption."""
+    reasons = clips["reject_reason"].drop_null().combine_chunks()
+    found = {}
+    for reason in (policy.ABSENT, policy.SOURCE_FAILED, policy.NO_CAPTION):
+        listed = pc.match_substring_regex(reasons, f"(^|,){reason}($|,)")
+        found[reason] = int(pc.sum(listed).as_py() or 0)
+    return found
+
+
+def _with(table: pa.Table, columns: dict[str, pa.Array | pa.ChunkedArray]) -> pa.Table:
+    for name, column in columns.items():
+        place = table.column_names.index(name)
+        table = table.set_column(place, CLIPS.field(name), column.cast(CLIPS.field(name).type))
+    return table
+
+
+def _differs(a: pa.Array, b: pa.Array) -> pa.Array:
+    if kind_of(a.type) == "list":
+        return pa.array([x != y for x, y in zip(a.to_pylist(), b.to_pylist(), strict=True)], pa.bool_())
+    return pc.or_(pc.xor(a.is_null(), b.is_null()), pc.fill_null(pc.not_equal(a, b), False))
+
+
+def _text_hash(rows: pa.Table, columns: Sequence[str]) -> str:
+    """16 hex over the rows' values in the order of clip_id."""
+    ordered = rows.sort_by([("clip_id", "ascending")]).select(list(columns)).combine_chunks()
+    hasher = hashlib.sha256()
+    for start in range(0, ordered.num_rows, 65_536):
+        hasher.update(json.dumps(ordered.slice(start, 65_536).to_pydict(), sort_keys=True).encode())
+    return hasher.hexdigest()[:16]
+
+
+def _count(table: pa.Table, column: str, value: str) -> int:
+    return int(pc.sum(pc.equal(table[column], value)).as_py() or 0)
+
+
+def _preference_size(kept: pa.Table) -> int:
+    return sum("preference" in names for names in kept["subsets"].to_pylist())
+
+
+def _hours(kept: pa.Table) -> float:
+    return round(float(pc.sum(kept["duration_s"]).as_py() or 0.0) / 3600, 6)
+
+
+if __name__ == "__main__":
+    main("select", run)
