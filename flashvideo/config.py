@@ -7,6 +7,7 @@ says. Presets that differ (debug, single_gpu) live in `pipelines/recipes/`.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -231,32 +232,80 @@ class LatentDegradationConfig(Settings):
     """Inclusive range (4.2: 600-900, later 650-750)."""
 
 
+class DegradationWalkConfig(Settings):
+    """How far a drawn value may move from one frame to the next (mmagic, realbasicvsr_wogan)."""
+
+    blur_sigma: float = 0.02
+    blur_angle: float = 0.314
+    generalized_beta: float = 0.05
+    plateau_beta: float = 0.1
+    sinc_omega: float = 0.0628
+    noise_sigma: float = 0.1
+    poisson_scale: float = 0.005
+    jpeg_quality: float = 3.0
+
+
 class PixelDegradationConfig(Settings):
     """DEG_pixel, recipe `deg_pixel_v1` (3.3: "blur and resize operations with randomized strengths").
 
-    The exact ranges are not published; these are Real-ESRGAN / RealBasicVSR (mmagic), as the authors point to.
+    The exact ranges are not published; these are Real-ESRGAN's / RealBasicVSR's (mmagic), as the authors point to.
+    Names that end in _1 and _2 are the strong branch's two orders.
     """
 
     strong_probability: float = 0.5
     """code: aug_prob."""
     downscale: Range = (4.0, 8.0)
-    """code: scale_range 4 ~ 8."""
+    """code: scale_range 4 ~ 8; of the weak branch, and of the strong one's last resize."""
+    blur_kernels: dict[str, float] = {
+        "iso": 0.405,
+        "aniso": 0.225,
+        "generalized_iso": 0.108,
+        "generalized_aniso": 0.027,
+        "plateau_iso": 0.108,
+        "plateau_aniso": 0.027,
+        "sinc": 0.1,
+    }
+    """Kind of kernel -> its share."""
+    blur_sizes: tuple[int, ...] = (7, 9, 11, 13, 15, 17, 19, 21)
+    """Pixels, odd."""
     blur_sigma_1: Range = (0.2, 3.0)
     blur_sigma_2: Range = (0.2, 1.5)
     second_blur_probability: float = 0.8
+    generalized_beta: Range = (0.5, 4.0)
+    plateau_beta: Range = (1.0, 2.0)
+    sinc_omega_small: Range = (math.pi / 3, math.pi)
+    """rad/px, kernels below 13 px."""
+    sinc_omega_large: Range = (math.pi / 5, math.pi)
+    final_sinc_omega: Range = (math.pi / 3, math.pi)
+    final_sinc_probability: float = 0.8
+    resize_modes_1: tuple[float, float, float] = (0.2, 0.7, 0.1)
+    """Shares of up, down, keep."""
+    resize_modes_2: tuple[float, float, float] = (0.3, 0.4, 0.3)
     resize_up_1: Range = (1.0, 1.5)
     resize_down_1: Range = (0.15, 1.0)
     resize_up_2: Range = (1.0, 1.2)
     resize_down_2: Range = (0.3, 1.0)
+    gaussian_noise_probability: float = 0.5
+    """Otherwise Poisson."""
+    gray_noise_probability: float = 0.4
     noise_sigma_1: Range = (1.0, 30.0)
     """Of 255."""
     noise_sigma_2: Range = (1.0, 25.0)
+    poisson_scale_1: Range = (0.05, 3.0)
+    poisson_scale_2: Range = (0.05, 2.5)
+    jpeg_probability: float = 0.5
+    """Of clips; an image always passes through JPEG."""
     jpeg_quality: Range = (30.0, 95.0)
     video_compression_probability: float = 0.5
+    video_codecs: dict[str, float] = {"libx264": 0.67, "mpeg4": 0.33}
+    """FFmpeg encoder -> its share. Not libx265: the one inside PyAV 18.1 corrupts the heap on small pictures."""
+    bits_per_pixel: Range = (0.05, 0.5)
+    """Of the video encoders, at the size that they see; drawn log-uniformly."""
+    walk: DegradationWalkConfig = DegradationWalkConfig()
     strength: float = 1.0
     """Multiplies (max - min) of the blur, noise and JPEG ranges."""
     cached_variants: int = 4
-    """Degraded latents kept per clip and crop: the first is weak, the others are drawn."""
+    """Degraded latents kept per clip: the first is weak, the others are drawn."""
     enabled: bool = True
 
 
