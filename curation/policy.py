@@ -100,22 +100,22 @@ def judge(clips: pa.Table, rules: Sequence[Rule], open_errors: Collection[str] =
     """
     count = clips.num_rows
     outcomes = [_outcome(clips, rule) for rule in rules]
-    nothing = pa.nulls(count, pa.string())
     reasons, mask, missing = [], _constant(0, count), _constant(False, count)
     for bit, (rule, outcome) in enumerate(zip(rules, outcomes, strict=True)):
         rejects_unknown = pc.and_(outcome.unknown, outcome.fails)
-        reasons.append(
-            pc.if_else(rejects_unknown, f"{rule.name}:unknown", pc.if_else(outcome.fails, rule.name, nothing)),
-        )
+        reasons.append(pc.if_else(rejects_unknown, f",{rule.name}:unknown", pc.if_else(outcome.fails, f",{rule.name}", "")))
         mask = pc.bit_wise_or(mask, pc.if_else(outcome.fails, 1 << bit, 0))
         missing = pc.or_(missing, rejects_unknown)
     no_caption = _column(clips, "caption").is_null()
-    reasons.append(pc.if_else(no_caption, NO_CAPTION, nothing))
-    reasons.append(nothing if unusable is None else unusable)
+    reasons.append(pc.if_else(no_caption, f",{NO_CAPTION}", ""))
+    if unusable is not None:
+        reasons.append(pc.if_else(unusable.is_null(), "", pc.binary_join_element_wise("", pc.fill_null(unusable, ""), ",")))
     missing = pc.or_(missing, no_caption)
 
-    reason = pc.binary_join_element_wise(*reasons, ",", null_handling="skip")
+    # every reason begins with its comma: binary_join_element_wise(null_handling="skip") loses rows in pyarrow 26.0.1
+    reason = pc.utf8_slice_codeunits(pc.binary_join_element_wise(*reasons, ""), start=1)
     clean = pc.equal(reason, "")
+    nothing = pa.nulls(count, pa.string())
     errored = pc.is_in(_column(clips, "clip_id"), pa.array(sorted(open_errors), pa.string()))
     failed = pc.and_(errored, missing)
     if unusable is not None:

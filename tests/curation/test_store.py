@@ -1,0 +1,279 @@
+"""The store: merges, errors, runs, tags, and what a killed writer leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from curation.expression import QueryError
+from curation.schema import KEYS, TABLES
+from curation.step import Lineage
+from curation.store import MissingStoreError, Store, StoreError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "store")
+
+
+def clips(**columns: list[object]) -> pa.Table:
+    schema = pa.schema([TABLES["clips"].field(name) for name in columns])
+    return pa.table({name: pa.array(values, schema.field(name).type) for name, values in columns.items()}, schema=schema)
+
+
+def rows(store: Store, *columns: str) -> list[tuple[object, ...]]:
+    return [tuple(row.values()) for row in store.read("clips", columns).to_pylist()]
+
+
+def test_open_makes_every_table_and_lancedb_opens_them(store: Store) -> None:
+    import lancedb
+
+    store.upsert("clips", clips(clip_id=["a"], motion_proxy=[1.5]))
+    database = lancedb.connect(store.path)
+    assert set(database.list_tables().tables) == set(TABLES)
+    assert database.open_table("clips").count_rows("motion_proxy >= 1.5") == 1
+    assert store.dataset("clips").has_stable_row_ids
+
+
+def test_schema_keeps_units_and_nulls(store: Store) -> None:
+    field = store.dataset("clips").schema.field("motion_proxy")
+    assert field.metadata[b"unit"] == b"px at 360 px short side per 1/8 s"
+    store.upsert("clips", clips(clip_id=["a"], motion_proxy=[0.0]))
+    assert rows(store, "motion_proxy", "motion_raft") == [(0.0, None)]
+
+
+def test_opening_again_changes_nothing(store: Store) -> None:
+    store.upsert("clips", clips(clip_id=["a"]))
+    version = store.version("clips")
+    again = Store.open(store.path)
+    assert again.version("clips") == version
+    assert again.count("clips") == 1
+
+
+def test_reading_where_there_is_no_store_says_so_and_makes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(MissingStoreError, match="there is no store at"):
+        Store.open(tmp_path / "nowhere", create=False)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_upsert_is_idempotent_and_one_commit(store: Store) -> None:
+    before = store.version("clips")
+    for _ in range(2):
+        store.upsert("clips", clips(clip_id=["b", "a"], uri=["/b", "/a"]))
+    assert rows(store, "clip_id", "uri") == [("a", "/a"), ("b", "/b")]
+    assert store.version("clips") == before + 2
+
+
+def test_upsert_keeps_absent_columns_of_old_rows_and_leaves_them_null_in_new_ones(store: Store) -> None:
+    store.upsert("clips", clips(clip_id=["a"], uri=["/a"], motion_proxy=[1.5]))
+    store.upsert("clips", clips(clip_id=["a", "b"], uri=["/moved", "/b"]))
+    assert rows(store, "clip_id", "uri", "motion_proxy") == [("a", "/moved", 1.5), ("b", "/b", None)]
+
+
+def test_upsert_can_replace_a_sources_older_clips_in_the_same_commit(store: Store) -> None:
+    store.upsert("clips", clips(clip_id=["a", "b", "c"], source_id=["s", "s", "t"]))
+    before = store.version("clips")
+    store.upsert("clips", clips(clip_id=["b", "d"], source_id=["s", "s"]), replace_within="source_id")
+    assert rows(store, "clip_id", "source_id") == [("b", "s"), ("c", "t"), ("d", "s")]
+    assert store.version("clips") == before + 1
+
+
+def test_merge_columns_touches_existing_rows_and_given_columns_only(store: Store) -> None:
+    store.upsert("clips", clips(clip_id=["a", "b"], uri=["/a", "/b"], state=["new", "new"]))
+    changed = store.merge_columns("clips", clips(clip_id=["b", "unknown"], state=["kept", "kept"]))
+    assert changed == 1
+    assert rows(store, "clip_id", "uri", "state") == [("a", "/a", "new"), ("b", "/b", "kept")]
+
+
+def test_merge_columns_sets_nulls_and_lists(store: Store) -> None:
+    store.upsert("clips", clips(clip_id=["a"], motion_proxy=[1.5], subsets=[["old"]]))
+    store.merge_columns("clips", clips(clip_id=["a"], motion_proxy=[None], subsets=[["preference", "x"]]))
+    assert rows(store, "motion_proxy", "subsets") == [(None, ["preference", "x"])]
+
+
+def test_merging_into_an_empty_table_or_nothing_is_no_error(store: Store) -> None:
+    assert store.merge_columns("clips", clips(clip_id=["a"], state=["kept"])) == 0
+    assert store.upsert("clips", clips(clip_id=[], uri=[])) == 0
+    assert store.count("clips") == 0
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (pa.table({"uri": ["/a"]}), "lack the key column clip_id"),
+        (pa.table({"clip_id": ["a", "a"]}), "repeat a key.*'a'.*1 rows too many"),
+        (pa.table({"clip_id": ["a", None]}), "1 of 2 rows.*no clip_id"),
+        (pa.table({"clip_id": ["a"], "motion_proxi": [1.0]}), "did you mean motion_proxy"),
+        (pa.table({"clip_id": ["a"], "motion_proxy": ["fast"]}), "motion_proxy is float"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(store: Store, table: pa.Table, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        store.upsert("clips", table)
+    assert store.count("clips") == 0
+
+
+def test_rows_come_back_in_the_order_of_the_key_whatever_the_writes(store: Store) -> None:
+    for ids in (["c", "a"], ["b"], ["a"]):
+        store.upsert("clips", clips(clip_id=ids))
+    assert store.read("clips", ["state", "clip_id"])["clip_id"].to_pylist() == ["a", "b", "c"]
+    assert KEYS["clips"] == ("clip_id",)
+
+
+def test_delete_returns_how_many(store: Store) -> None:
+    store.upsert("clips", clips(clip_id=["a", "b"], uri=["it's", "b"]))
+    assert store.delete("clips", "uri = 'it''s'") == 1
+    assert rows(store, "clip_id") == [("b",)]
+
+
+# errors and runs
+
+ERROR = {"job": "score", "step": "motion", "clip_id": "a", "code": "too_few_frames", "message": "3 frames", "run_id": "r"}
+
+
+def test_errors_are_idempotent_and_reopen(store: Store) -> None:
+    store.append_errors([ERROR])
+    first = store.read("errors").to_pylist()
+    store.append_errors([ERROR, ERROR])
+    assert store.read("errors").to_pylist() == first  # the time of the first stays
+    assert store.resolve_errors("score", "motion", clip_ids=["other"]) == 0
+    assert store.resolve_errors("score", "motion", clip_ids=["a"]) == 1
+    assert store.count("errors", "resolved") == 1
+    store.append_errors([ERROR])
+    assert store.read("errors", ["resolved", "message"]).to_pylist() == [{"resolved": False, "message": "3 frames"}]
+
+
+def test_another_code_or_clip_is_another_error(store: Store) -> None:
+    store.append_errors([ERROR, ERROR | {"code": "deadline"}, ERROR | {"clip_id": "b"}])
+    assert store.count("errors") == 3
+    assert store.resolve_errors("score") == 3
+
+
+def test_an_error_with_a_misspelt_column_is_refused(store: Store) -> None:
+    with pytest.raises(QueryError, match="did you mean message"):
+        store.append_errors([ERROR | {"mesage": "x"}])
+
+
+def test_a_run_is_one_row_per_lineage(store: Store) -> None:
+    lineage = Lineage("score", "motion", "1", "opencv-dis", parameters={"b": 1, "a": 2})
+    for seconds in (1.0, 2.0):
+        assert store.register_run(lineage, "cpu", seconds, 3, 2, 1) == lineage.run_id
+    (row,) = store.read("runs", ["run_id", "parameters", "seconds", "rows_failed"]).to_pylist()
+    assert row == {"run_id": lineage.run_id, "parameters": '{"a": 2, "b": 1}', "seconds": 2.0, "rows_failed": 1}
+
+
+# releases
+
+
+def test_a_tag_still_reads_the_old_rows_after_updates_deletes_and_compaction(store: Store) -> None:
+    from datetime import timedelta
+
+    store.upsert("clips", clips(clip_id=["a", "b"], state=["kept", "new"]))
+    store.tag("sel-1", "first", {"kept": 1})
+    store.merge_columns("clips", clips(clip_id=["a", "b"], state=["rejected", "kept"]))
+    store.delete("clips", "clip_id = 'a'")
+    store.upsert("clips", clips(clip_id=["c"], state=["kept"]))
+    store.compact(older_than=timedelta(0))
+    assert store.read("clips", ["clip_id", "state"], tag="sel-1").to_pylist() == [
+        {"clip_id": "a", "state": "kept"},
+        {"clip_id": "b", "state": "new"},
+    ]
+    assert store.count("clips", "state = 'kept'", tag="sel-1") == 1
+    assert rows(store, "clip_id", "state") == [("b", "kept"), ("c", "kept")]
+
+
+def test_a_tag_never_moves(store: Store) -> None:
+    store.upsert("clips", clips(clip_id=["a"]))
+    first = store.tag("sel-1", "first", {"kept": 1})
+    store.upsert("clips", clips(clip_id=["b"]))
+    assert store.tag("sel-1", "second", {"kept": 2}) == first
+    assert store.tags()["sel-1"].card["kept"] == 1
+    card = json.loads((Path(store.path) / "releases" / "sel-1.json").read_text())
+    assert card["version"] == first.version
+
+
+def test_an_unknown_tag_names_the_nearest(store: Store) -> None:
+    store.tag("sel-abc1", "x")
+    with pytest.raises(StoreError, match=r'no tag .sel-abd1.; did you mean "sel-abc1"'):
+        store.read("clips", tag="sel-abd1")
+    with pytest.raises(StoreError, match="tags are releases of clips"):
+        store.read("sources", tag="sel-abc1")
+
+
+def test_compaction_joins_fragments_and_keeps_rows(store: Store) -> None:
+    for name in "abcd":
+        store.upsert("clips", clips(clip_id=[name], motion_proxy=[1.0]))
+    assert len(store.dataset("clips").get_fragments()) == 4
+    store.compact()
+    assert len(store.dataset("clips").get_fragments()) == 1
+    assert rows(store, "clip_id") == [("a",), ("b",), ("c",), ("d",)]
+
+
+# crashes and other writers
+
+WRITER = """
+import sys
+import pyarrow as pa
+from curation.store import Store
+store = Store.open(sys.argv[1])
+name, rounds = sys.argv[2], int(sys.argv[3])
+print("ready", flush=True)
+for turn in range(rounds):
+    ids = [f"{name}-{turn}-{i}" for i in range(20)]
+    store.upsert("clips", pa.table({"clip_id": [*ids, "shared"], "uri": [name] * 21}))
+    store.merge_columns("clips", pa.table({"clip_id": ids, "state": ["kept"] * 20}))
+    print(turn, flush=True)
+"""
+
+
+def start_writer(store: Store, name: str, rounds: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", WRITER, store.path, name, str(rounds)]
+    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+
+
+def finished_turns(process: subprocess.Popen[str]) -> set[int]:
+    assert process.stdout is not None
+    return {int(line) for line in process.stdout.read().split() if line != "ready"}
+
+
+def test_a_writer_killed_at_any_moment_loses_and_doubles_nothing(store: Store) -> None:
+    """Kills a writer four times, at different moments of its commits, then repeats all that it was to write."""
+    committed = 0
+    for attempt in range(4):
+        process = start_writer(store, "w", 1000)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        for _ in range(attempt):  # progress, so that the kills fall on different states of the table
+            process.stdout.readline()
+        time.sleep(0.008 * attempt)
+        os.kill(process.pid, signal.SIGKILL)
+        turns = finished_turns(process) | set(range(attempt))
+        process.wait()
+        committed = max(committed, 20 * len(turns))
+        ids = store.read("clips", ["clip_id"], "clip_id != 'shared'")["clip_id"].to_pylist()
+        assert len(ids) == len(set(ids))
+        assert len(ids) >= committed, "a committed row was lost"
+        assert len(ids) % 20 == 0, "half an upsert became visible"
+    assert start_writer(store, "w", 12).wait() == 0
+    kept = store.read("clips", ["clip_id", "state", "uri"], "clip_id like 'w-1-%'").to_pylist()
+    assert kept == [{"clip_id": f"w-1-{i}", "state": "kept", "uri": "w"} for i in sorted(range(20), key=str)]
+    assert store.count("clips", "clip_id = 'shared'") == 1
+
+
+def test_writers_at_the_same_time_lose_and_double_nothing(store: Store) -> None:
+    writers = [start_writer(store, name, 5) for name in ("p", "q")]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert store.count("clips") == 2 * 5 * 20 + 1
+    assert store.count("clips", "state = 'kept'") == 2 * 5 * 20
+    ids = store.read("clips", ["clip_id"])["clip_id"].to_pylist()
+    assert len(set(ids)) == len(ids)
