@@ -1,0 +1,412 @@
+"""The command line, `flashvideo`. Light: a command imports what it needs when it runs.
+
+Exit codes: 0 done; 1 failed (the log says why); 2 a user's mistake (one line); 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from pipelines.artifacts import Workspace
+    from pipelines.recipe import Recipe
+
+EXAMPLES = """
+From raw 1080p video to a trained and evaluated FlashVideo model.
+
+\b
+  flashvideo retrain --recipe debug                         the whole story on two cores, on rendered samples
+  flashvideo retrain --recipe debug --sources ~/videos      the same with your own videos and images
+  flashvideo retrain --set stage1.iterations=300            one number changed: only what depends on it is redone
+  flashvideo retrain --recipe paper --dry-run               every job of the paper's recipe, nothing is started
+  flashvideo query "motion_proxy >= 1.1" --order-by=-aesthetic_proxy --limit 10
+  flashvideo schedule curate --cron "0 2 * * *"             curate what is new, every night
+
+The same command again goes on where the last one stopped; a finished run answers at once.
+"""
+
+app = typer.Typer(
+    name="flashvideo",
+    help=EXAMPLES,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+train_app = typer.Typer(help="Train one stage, or both. What it needs is made first.", rich_markup_mode=None, invoke_without_command=True)
+schedule_app = typer.Typer(help="Run a flow on a schedule, until Ctrl-C.", rich_markup_mode=None, no_args_is_help=True)
+app.add_typer(train_app, name="train")
+app.add_typer(schedule_app, name="schedule")
+
+RecipeOption = Annotated[
+    str | None,
+    typer.Option("--recipe", help="debug, single_gpu, paper, or a YAML/JSON file. Default: what the root was last run with, else debug."),
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one number, e.g. stage1.iterations=300. Repeatable.")
+]
+RootOption = Annotated[Path | None, typer.Option("--root", help="Run root: everything of a run lies here. Default: runs/<recipe>.")]
+SourcesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sources", metavar="PATH [PATH ...]", help="Videos, images, folders, patterns or .txt lists. Default: rendered samples."
+    ),
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print every job, its resources, inputs, outputs and state; start nothing.")]
+
+
+@app.command()
+def retrain(
+    recipe: RecipeOption = None,
+    overrides: SetOption = None,
+    root: RootOption = None,
+    sources: SourcesOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Raw video in, a trained and evaluated two-stage model out."""
+    _run("retrain", *_given(recipe, overrides, root, sources), dry_run)
+
+
+@app.command()
+def curate(
+    recipe: RecipeOption = None,
+    overrides: SetOption = None,
+    root: RootOption = None,
+    sources: SourcesOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Raw files to a scored, captioned, selected and tagged dataset."""
+    _run("curate", *_given(recipe, overrides, root, sources), dry_run)
+
+
+@app.command()
+def query(
+    where: Annotated[str | None, typer.Argument(help='Filter, e.g. "motion_proxy >= 1.1 and aesthetic_proxy >= 4".')] = None,
+    order_by: Annotated[
+        str | None, typer.Option(help="Columns with commas between; -name is descending: --order-by=-aesthetic_proxy.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="At most this many rows.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Columns to show, with commas between.")] = None,
+    by: Annotated[str | None, typer.Option(help="Count rows by these columns, e.g. state,media_type.")] = None,
+    count: Annotated[bool, typer.Option("--count", help="Print only the number of rows.")] = False,
+    table: Annotated[str, typer.Option(help="clips, sources, captions, errors, runs, ...")] = "clips",
+    tag: Annotated[str | None, typer.Option(help="Read this release of the dataset.")] = None,
+    format: Annotated[str, typer.Option(help="table, json, csv or parquet.")] = "table",
+    output: Annotated[Path | None, typer.Option(help="Write the answer to a file.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Also write a contact sheet (PNG).")] = None,
+    root: RootOption = None,
+) -> None:
+    """Ask the store by score.
+
+    \b
+    flashvideo query "motion_proxy >= 1.1 and aesthetic_proxy >= 4" --order-by=-aesthetic_proxy --limit 10
+    flashvideo query --by state,reject_reason
+    """
+    from curation.query import run_query
+
+    workspace = _workspace(root, None)
+    print(
+        run_query(
+            workspace.store,
+            where=where,
+            order_by=order_by,
+            limit=limit,
+            columns=columns,
+            tag=tag,
+            count=count,
+            by=by,
+            format=format,
+            sheet=sheet,
+            thumbs_folder=workspace.tracks / "thumbs",
+            table=table,
+            output=output,
+        )
+    )
+
+
+@train_app.callback()
+def train(
+    context: typer.Context,
+    recipe: RecipeOption = None,
+    overrides: SetOption = None,
+    root: RootOption = None,
+    sources: SourcesOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        _run("train", *_given(recipe, overrides, root, sources), dry_run)
+
+
+@train_app.command()
+def stage1(
+    recipe: RecipeOption = None,
+    overrides: SetOption = None,
+    root: RootOption = None,
+    sources: SourcesOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Stage I: LoRA on the base model at low resolution."""
+    _run("train stage1", *_given(recipe, overrides, root, sources), dry_run)
+
+
+@train_app.command()
+def stage2(
+    recipe: RecipeOption = None,
+    overrides: SetOption = None,
+    root: RootOption = None,
+    sources: SourcesOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Stage II: flow matching through the four phases."""
+    _run("train stage2", *_given(recipe, overrides, root, sources), dry_run)
+
+
+@app.command()
+def generate(
+    prompts: Annotated[Path | None, typer.Option(help="Text file, one prompt a line. Default: captions of held-out clips.")] = None,
+    recipe: RecipeOption = None,
+    overrides: SetOption = None,
+    root: RootOption = None,
+    sources: SourcesOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Prompts to Stage I previews to Stage II videos (mp4)."""
+    loaded, workspace = _given(recipe, overrides, root, sources)
+    if prompts is not None:
+        lines = _read_prompts(prompts)
+        settings = loaded.generate.model_copy(update={"prompts": lines, "num_prompts": len(lines)})
+        loaded = loaded.model_copy(update={"generate": settings})
+    _run("generate", loaded, workspace, dry_run)
+
+
+@app.command()
+def enhance(
+    videos: Annotated[list[Path], typer.Argument(help="Videos to enhance.")],
+    prompt: Annotated[str, typer.Option(help="What the videos show.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the enhanced mp4 files.")],
+    recipe: RecipeOption = None,
+    overrides: SetOption = None,
+    root: RootOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Enhance your own videos with the root's trained Stage II."""
+    from orchestration.single import enhance_videos
+
+    loaded, workspace = _given(recipe, overrides, root, None)
+    _need_root(workspace)
+    raise typer.Exit(enhance_videos(loaded, workspace, videos, prompt, out, dry_run))
+
+
+@app.command()
+def evaluate(
+    recipe: RecipeOption = None,
+    overrides: SetOption = None,
+    root: RootOption = None,
+    sources: SourcesOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Measure input, Stage I and Stage II; stand them beside the paper's tables."""
+    _run("evaluate", *_given(recipe, overrides, root, sources), dry_run)
+
+
+@app.command()
+def report(recipe: RecipeOption = None, overrides: SetOption = None, root: RootOption = None, sources: SourcesOption = None) -> None:
+    """Build ROOT/report.html anew and print its headline. Runs no job."""
+    from orchestration.reports import build_report, headline
+    from orchestration.summary import shown
+
+    loaded, workspace = _given(recipe, overrides, root, sources)
+    _need_root(workspace)
+    page = build_report(workspace, loaded)
+    for label, value in headline(workspace, loaded):
+        print(f"  {label:<36} {value}")
+    print(f"report: {shown(page)}")
+
+
+@schedule_app.command("curate")
+def schedule_curate(
+    cron: Annotated[str | None, typer.Option(help='Five fields, e.g. "0 2 * * *" for 02:00 every day.')] = None,
+    every: Annotated[float | None, typer.Option(metavar="SECONDS", help="Fire at this interval instead.")] = None,
+    recipe: RecipeOption = None,
+    overrides: SetOption = None,
+    root: RootOption = None,
+    sources: SourcesOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Curate what is new in the sources, again and again; old files are not redone."""
+    from pipelines.job import UserError
+
+    loaded, workspace = _given(recipe, overrides, root, sources)
+    if (cron is None) == (every is None):
+        raise UserError('say when: --cron "0 2 * * *" or --every SECONDS (one of them)')
+    if every is not None and every <= 0:
+        raise UserError(f"--every {every:g}: give a number of seconds above 0")
+    if dry_run:
+        from orchestration.preview import print_dry_run
+
+        print_dry_run("curate", loaded, workspace)
+        return
+    from orchestration.deployments import schedule_curation
+
+    schedule_curation(loaded, workspace, cron, every)
+
+
+@app.command()
+def samples(folder: Annotated[Path, typer.Argument(help="Folder for the files, made if absent.")]) -> None:
+    """Render the default sources: 1080p clips with known camera moves, and their truth in truth.json."""
+    from curation.samples import render_samples
+
+    print(render_samples(folder, lambda done, total, name: print(f"{done}/{total} {name}", flush=True)))
+
+
+@app.command()
+def plan(recipe: RecipeOption = None, overrides: SetOption = None, root: RootOption = None, sources: SourcesOption = None) -> None:
+    """Print the whole plan of a recipe: jobs, phases, tokens, FLOPs, memory. Starts nothing."""
+    from orchestration.preview import print_plan
+
+    print_plan(*_given(recipe, overrides, root, sources))
+
+
+@app.command()
+def doctor(recipe: RecipeOption = None, overrides: SetOption = None, root: RootOption = None, sources: SourcesOption = None) -> None:
+    """Say what this machine and this configuration can do; exit code 1 when the recipe cannot run whole."""
+    from rich.table import Table
+
+    from orchestration.doctor import examine
+    from orchestration.preview import console
+
+    loaded, workspace = _given(recipe, overrides, root, sources)
+    findings = examine(loaded, workspace)
+    table = Table("", "what", "found", "advice", box=None, padding=(0, 2, 0, 0))
+    for finding in findings:
+        advice = finding.advice if finding.state != "ok" else ""
+        table.add_row({"ok": "ok", "missing": "MISSING", "note": "note"}[finding.state], finding.what, finding.found, advice)
+    console().print(table)
+    missing = sum(finding.state == "missing" for finding in findings)
+    print(f"recipe {loaded.name}: {'can run whole here' if not missing else f'{missing} things are missing'}")
+    raise typer.Exit(1 if missing else 0)
+
+
+@app.command()
+def run(
+    job: Annotated[str, typer.Argument(help="Name of a job, e.g. score.")],
+    recipe: RecipeOption = None,
+    overrides: SetOption = None,
+    root: RootOption = None,
+    sources: SourcesOption = None,
+) -> None:
+    """Run one job as a child process: no Prefect, no Ray of the run's own. The jobs before it must be done."""
+    from orchestration.single import run_one
+
+    raise typer.Exit(run_one(job, *_given(recipe, overrides, root, sources)))
+
+
+# ---- what the commands share -------------------------------------------------------------------------------------
+
+
+def _run(target: str, recipe: Recipe, workspace: Workspace, dry_run: bool) -> None:
+    if dry_run:
+        from orchestration.preview import print_dry_run
+
+        print_dry_run(target, recipe, workspace)
+        return
+    from orchestration.runs import execute
+    from orchestration.summary import print_summary
+
+    print_summary(workspace, recipe, execute(target, recipe, workspace))
+
+
+def _given(recipe: str | None, overrides: list[str] | None, root: Path | None, sources: list[str] | None) -> tuple[Recipe, Workspace]:
+    """The recipe and the root that the options name. Paths of sources are made absolute, for jobs run elsewhere."""
+    from pipelines.recipe import load
+
+    if recipe is None:
+        last = (root or Path("runs/debug")) / "recipe.json"
+        recipe = str(last) if last.is_file() else "debug"
+    loaded = load(recipe, tuple(overrides or ()), sources=tuple(sources) if sources else None)
+    named = tuple(source if "://" in source else str(Path(source).expanduser().absolute()) for source in loaded.sources)
+    return loaded.model_copy(update={"sources": named}), _workspace(root, loaded.name)
+
+
+def _workspace(root: Path | None, recipe_name: str | None) -> Workspace:
+    from pipelines.artifacts import Workspace
+
+    return Workspace(root if root is not None else Path("runs") / (recipe_name or "debug"))
+
+
+def _need_root(workspace: Workspace) -> None:
+    from pipelines.job import UserError
+
+    if not workspace.root.is_dir():
+        raise UserError(f"there is no run in {workspace.root}; make one: flashvideo retrain --root {workspace.root}")
+
+
+def _read_prompts(path: Path) -> tuple[str, ...]:
+    from pipelines.job import UserError
+
+    try:
+        lines = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts {path}: {getattr(error, 'strerror', None) or 'not a text file'}") from None
+    if not lines:
+        raise UserError(f"--prompts {path} holds no prompt; write one a line")
+    return lines
+
+
+def spread_sources(arguments: list[str]) -> list[str]:
+    """`--sources A B C` as `--sources A --sources B --sources C`; the list ends at the next option or at `--`."""
+    spread: list[str] = []
+    taking = bare = False
+    for argument in [*arguments, "--"]:
+        if taking and not argument.startswith("-"):
+            spread += ["--sources", argument]
+            bare = False
+            continue
+        if bare:
+            spread.append("--sources")  # it was given no path: the parser says so
+        taking = bare = argument == "--sources"
+        if not taking:
+            spread.append(argument)
+    return spread[:-1]
+
+
+def main() -> NoReturn:
+    """Entry point: runs the command and turns errors into exit codes."""
+    try:
+        app(spread_sources(sys.argv[1:]), standalone_mode=True)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        sys.exit(_explain(error))
+    sys.exit(0)
+
+
+def _explain(error: Exception) -> int:
+    """Prints what went wrong and returns the exit code. What is nobody's mistake but ours keeps its stack trace."""
+    from curation.expression import QueryError
+    from curation.sources import SourceError
+    from orchestration.jobs import JobCancelled, JobFailed
+    from orchestration.services import ServiceError
+    from orchestration.summary import print_mistake
+    from pipelines.job import UserError
+    from pipelines.recipe import RecipeError
+
+    if isinstance(error, RecipeError | SourceError | UserError | QueryError):
+        print_mistake(str(error))
+        return 2
+    if isinstance(error, JobCancelled):
+        print_mistake(f"stopped during {error}; the same command goes on from there")
+        return 130
+    if isinstance(error, JobFailed | ServiceError):
+        print_mistake(f"{error}; the same command goes on from there")
+        return 1
+    raise error
+
+
+if __name__ == "__main__":
+    main()

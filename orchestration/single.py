@@ -1,0 +1,69 @@
+"""One job or one enhancement by itself, in the foreground: no Prefect and no Ray of the run's own are needed."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from orchestration.jobs import job_command
+from orchestration.lock import hold_root
+from orchestration.processes import ROOT_MARK
+from pipelines.artifacts import Workspace, write_atomically
+from pipelines.job import UserError
+from pipelines.plan import JOB_NAMES
+from pipelines.recipe import Recipe, dump
+
+
+def run_one(job: str, recipe: Recipe, workspace: Workspace) -> int:
+    """Runs one job in a child process whose output is this terminal's; returns its exit code. Raises UserError."""
+    if job not in JOB_NAMES:
+        close = difflib.get_close_matches(job, JOB_NAMES, n=1)
+        hint = f'; did you mean "{close[0]}"?' if close else ""
+        raise UserError(f"no job named {job!r}{hint} (jobs: {', '.join(JOB_NAMES)})")
+    with hold_root(workspace.root, f"flashvideo run {job}"):
+        run_id = _new_id()
+        recipe_file = _record(recipe, workspace, run_id)
+        return _foreground(job_command(sys.executable, job, workspace.root, recipe_file, run_id), workspace.root)
+
+
+def enhance_videos(recipe: Recipe, workspace: Workspace, videos: Sequence[Path], prompt: str, out: Path, dry_run: bool) -> int:
+    """Enhances videos with the root's trained Stage II; returns the exit code. Raises UserError for a missing video."""
+    missing = [str(video) for video in videos if not video.is_file()]
+    if missing:
+        raise UserError(f"no such video: {', '.join(missing)}")
+    command = [sys.executable, "-m", "pipelines.enhance", "--root", str(workspace.root)]
+    tail = ["--out", str(out), "--prompt", prompt, *map(str, videos)]
+    if dry_run:
+        print(shlex.join([*command, "--recipe", "RECIPE", *tail]))
+        return 0
+    recipe_file = _record(recipe, workspace, _new_id())
+    return _foreground([*command, "--recipe", str(recipe_file), *tail], workspace.root)
+
+
+def _new_id() -> str:
+    return datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ") + f"-{os.getpid()}"
+
+
+def _record(recipe: Recipe, workspace: Workspace, run_id: str) -> Path:
+    path = workspace.logs(run_id) / "recipe.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, dump(recipe))
+    except OSError as error:
+        raise UserError(f"cannot write under {workspace.root}: {error.strerror}; choose another --root") from None
+    return path
+
+
+def _foreground(command: Sequence[str], root: Path) -> int:
+    """Same terminal, same process group: Ctrl-C reaches the job."""
+    process = subprocess.Popen(command, env={**os.environ, ROOT_MARK: str(root)})
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        return process.wait()
