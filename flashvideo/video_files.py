@@ -15,6 +15,9 @@ from pathlib import Path
 import av
 import numpy as np
 
+REPEATABLE = {"tune": "zerolatency", "x264-params": "mbtree=0:scenecut=0"}
+"""x264 without its lookahead, which gave unequal bits for equal pixels now and then (objectives/degradation.py)."""
+
 
 class VideoFileError(ValueError):
     """A file that cannot be read as a video; the message names it."""
@@ -38,7 +41,7 @@ def write_video(path: Path, frames: np.ndarray, frame_rate_hz: float, crf: int) 
         stream.codec_context.thread_count = 1
         stream.codec_context.colorspace, stream.codec_context.color_range = 1, 1  # BT.709, limited
         stream.codec_context.color_primaries, stream.codec_context.color_trc = 1, 1
-        stream.options = {"crf": str(crf), "preset": "medium"}
+        stream.options = {"crf": str(crf), "preset": "medium"} | REPEATABLE
         for picture in frames:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
             frame = frame.reformat(format="yuv420p", src_colorspace="itu709", dst_colorspace="itu709")
@@ -72,14 +75,26 @@ def frames_digest(frames: np.ndarray) -> str:
 
 def beside(clips: Sequence[np.ndarray], gap_px: int = 4) -> np.ndarray:
     """Clips of equal length and size beside each other, left to right, white gaps between; width made even."""
-    shapes = {clip.shape for clip in clips}
-    if len(shapes) != 1:
-        raise ValueError(f"clips beside each other must have one shape, got {sorted(shapes)}")
+    _check_equal(clips)
     frames, height, _, channels = clips[0].shape
     gap = np.full((frames, height, gap_px, channels), 255, np.uint8)
     parts = [part for clip in clips for part in (gap, clip)][1:]
     row = np.concatenate(parts, axis=2)
     return row if row.shape[2] % 2 == 0 else np.concatenate([row, gap[:, :, :1]], axis=2)
+
+
+def grid(rows: Sequence[Sequence[np.ndarray]], gap_px: int = 4) -> np.ndarray:
+    """Pictures (uint8 H W C, equal sizes) in rows and columns, white gaps between."""
+    _check_equal([picture for row in rows for picture in row])
+    lines = [beside([picture[None] for picture in row], gap_px)[0] for row in rows]
+    gap = np.full((gap_px, *lines[0].shape[1:]), 255, np.uint8)
+    return np.concatenate([part for line in lines for part in (gap, line)][1:], axis=0)
+
+
+def _check_equal(arrays: Sequence[np.ndarray]) -> None:
+    shapes = {array.shape for array in arrays}
+    if len(shapes) != 1:
+        raise ValueError(f"what stands beside each other must have one shape, got {sorted(shapes)}")
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:

@@ -43,6 +43,8 @@ class Protocol(Record):
     """How Stage I's frames reach Stage II's size before they are scored."""
     degradation: str
     """How held-out truth becomes the input."""
+    truth: Literal["held-out clips", "training clips"]
+    """training clips: the run holds nothing out, so the numbers say nothing about new video."""
     shape: tuple[int, int, int]
     """Frames, height, width that are scored."""
     frame_rate_hz: float
@@ -63,7 +65,9 @@ class QualityRow(Record):
     gradient_ratio: float | None = None
     """gradient / truth's gradient; None where there is no truth."""
     psnr_db: float | None = None
-    """Mean over clips of the PSNR to truth; None for truth itself and where there is none."""
+    """Mean over clips of the PSNR to truth; None for truth itself, without truth, and for an exact copy (infinite)."""
+    temporal_flickering: float | None = None
+    """VBench's score, 0-1; None for single frames."""
 
 
 class ClipQuality(Record):
@@ -74,7 +78,6 @@ class ClipQuality(Record):
     about: str = ""
     """Caption or file."""
     rows: tuple[QualityRow, ...]
-    temporal_flickering: float | None = None
 
 
 class Gate(Record):
@@ -121,14 +124,15 @@ class DimensionScore(Record):
 
 
 class Picture(Record):
-    """A picture for the report: rows of frames, columns named."""
+    """A picture for the report: a grid whose rows and columns are named."""
 
     file: str
     """Relative to the folder of results.json."""
     title: str
     columns: tuple[str, ...]
-    frames: tuple[int, ...]
-    """Frame index of each row of the picture."""
+    """Left to right, equally wide."""
+    rows: tuple[str, ...]
+    """Top to bottom."""
 
 
 class Results(Record):
@@ -171,6 +175,7 @@ def mean_row(name: str, rows: list[QualityRow], truth_gradient: float | None = N
     count = len(rows)
     gradient = sum(row.gradient for row in rows) / count
     psnr = [row.psnr_db for row in rows if row.psnr_db is not None]
+    still = [row.temporal_flickering for row in rows if row.temporal_flickering is not None]
     return QualityRow(
         name=name,
         clips=count,
@@ -178,6 +183,7 @@ def mean_row(name: str, rows: list[QualityRow], truth_gradient: float | None = N
         gradient=gradient,
         gradient_ratio=gradient / truth_gradient if truth_gradient else None,
         psnr_db=sum(psnr) / len(psnr) if psnr else None,
+        temporal_flickering=sum(still) / len(still) if still else None,
     )
 
 

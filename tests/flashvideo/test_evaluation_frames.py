@@ -14,7 +14,7 @@ from PIL import Image
 
 from flashvideo.evaluation.dimensions.temporal_flickering import temporal_flickering, temporal_flickering_of_file
 from flashvideo.evaluation.frame_quality import FrameMetrics, mean_gradient_magnitude, psnr_db
-from flashvideo.video_files import VideoFileError, beside, frames_digest, read_video, write_video
+from flashvideo.video_files import VideoFileError, beside, frames_digest, grid, read_video, write_video
 
 
 def flat(value: int, frames: int = 3, height: int = 16, width: int = 32) -> np.ndarray:
@@ -146,6 +146,13 @@ def test_clips_stand_beside_each_other() -> None:
     assert (row[0, 0, :32, 0] == 10).all() and (row[0, 0, 32:36, 0] == 255).all() and (row[0, 0, 36:, 0] == 20).all()
     with pytest.raises(ValueError, match="one shape"):
         beside([flat(1), flat(1, width=16)])
+
+
+def test_a_grid_has_rows_and_columns() -> None:
+    pictures = [[flat(10)[0], flat(20)[0]], [flat(30)[0], flat(40)[0]]]
+    sheet = grid(pictures, gap_px=4)
+    assert sheet.shape == (36, 68, 3)
+    assert [int(sheet[y, x, 0]) for y, x in ((0, 0), (0, 67), (35, 0), (35, 67), (17, 0))] == [10, 20, 30, 40, 255]
 
 
 def test_digest_knows_shape_and_pixels() -> None:
