@@ -205,8 +205,9 @@ def preferred(kept: pa.Table, labels: pa.Table, config: PolicyConfig) -> set[str
     if config.preference_subset == "top_aesthetic":
         pool = kept.filter(pc.and_(pc.equal(kept["split"], "train"), pc.equal(kept["media_type"], "video")))
         score = preference_column(kept)
-        ranked = pool.select(["clip_id", score]).filter(pool[score].is_valid()).sort_by([(score, "descending"), ("clip_id", "ascending")])
-        return set(ranked["clip_id"].slice(0, config.preference_size).to_pylist())
+        known = pool.select(["clip_id", score]).filter(pool[score].is_valid())
+        best = pc.select_k_unstable(known, config.preference_size, [(score, "descending"), ("clip_id", "ascending")])
+        return set(known["clip_id"].take(best).to_pylist())
     votes: dict[str, list[float]] = defaultdict(list)
     for label in labels.select(["clip_id", "kind", "value"]).to_pylist():
         if label["kind"] == "keep" and label["value"] is not None:

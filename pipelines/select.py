@@ -6,11 +6,11 @@ Needs no model and no pixels: a changed threshold is a matter of seconds, and ea
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -60,9 +60,14 @@ class Selection:
     split: policy.Split
     lineage: Lineage
 
-    @property
+    @cached_property
     def kept(self) -> pa.Table:
         return self.clips.filter(pc.equal(self.clips["state"], "kept"))
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex over what training reads of the selection: clip, caption, split, subsets of the kept clips."""
+        return _content_hash(self.kept, RELEASED)
 
 
 def run(context: JobContext) -> Report:
@@ -95,17 +100,13 @@ def select(store: Store, config: PolicyConfig) -> Selection:
     verdicts = policy.judge(before, config.rules, set(errors["clip_id"].to_pylist()), unusable)
     clips = _with(before, {"uri": uris, **{name: verdicts[name] for name in verdicts.column_names}})
     split = policy.assign_split(clips, config)
-    clips = _with(clips, {"split": pa.array([split.of_source.get(source) for source in clips["source_id"].to_pylist()], pa.string())})
+    clips = _with(clips, {"split": _by_source(clips, split.of_source)})
     kept = clips.filter(pc.equal(clips["state"], "kept"))
     preference = policy.preferred(kept, store.read("labels"), config)
-    subsets = [["preference"] if clip in preference else [] for clip in clips["clip_id"].to_pylist()]
     lineage = _lineage(config, kept)
     clips = _with(
         clips,
-        {
-            "subsets": pa.array(subsets, CLIPS.field("subsets").type),
-            "select_run": pa.repeat(pa.scalar(lineage.run_id), clips.num_rows),
-        },
+        {"subsets": _subsets(clips, preference), "select_run": pa.repeat(pa.scalar(lineage.run_id), clips.num_rows)},
     )
     return Selection(before, clips, policy.funnel(before, config.rules), split, lineage)
 
@@ -127,7 +128,7 @@ def release(store: Store, selection: Selection, config: PolicyConfig) -> Tag:
     """
     kept = selection.kept
     scores = sorted({rule.column for rule in config.rules} | {"motion_proxy", "motion_raft"})
-    base = "sel-" + fingerprint(digest(kept), _text_hash(kept, scores), selection.lineage.run_id)[:12]
+    base = "sel-" + fingerprint(selection.digest, _content_hash(kept, scores), selection.lineage.run_id)[:12]
     known, name, number = store.tags(), base, 1
     while name in known:
         if store.read("clips", ["clip_id", "uri"], "state = 'kept'", tag=name).equals(kept.select(["clip_id", "uri"])):
@@ -152,14 +153,9 @@ def card(store: Store, selection: Selection, config: PolicyConfig) -> dict[str, 
         "preference": _preference_size(kept),
         "policy": config.model_dump(mode="json"),
         "select_run": selection.lineage.run_id,
-        "digest": digest(kept),
+        "digest": selection.digest,
         "table_versions": {name: store.version(name) for name in ("clips", "sources", "captions", "labels")},
     }
-
-
-def digest(kept: pa.Table) -> str:
-    """16 hex over what training reads of the selection: clip, caption, split, subsets."""
-    return _text_hash(kept, RELEASED)
 
 
 def nothing_kept(selection: Selection, rules: Sequence[Rule]) -> str:
@@ -203,21 +199,34 @@ def _sources_of(store: Store, clips: pa.Table) -> tuple[pa.Array, pa.Array]:
 
     Byte duplicates share a source_id; any present, unfailed copy will do. The clip keeps its address while a file is there.
     """
-    present: dict[str, list[str]] = {}
-    failed: set[str] = set()
-    for row in store.read("sources", ["uri", "source_id", "present", "status"]).to_pylist():
-        if row["source_id"] is None or not row["present"]:
-            continue
-        if row["status"] == "failed":
-            failed.add(row["source_id"])
-        else:
-            present.setdefault(row["source_id"], []).append(row["uri"])
-    uris, unusable = [], []
-    for uri, source in zip(clips["uri"].to_pylist(), clips["source_id"].to_pylist(), strict=True):
-        places = present.get(source, [])
-        uris.append(uri if uri in places or not places else places[0])
-        unusable.append(None if places else policy.SOURCE_FAILED if source in failed else policy.ABSENT)
-    return pa.array(uris, pa.string()), pa.array(unusable, pa.string())
+    sources = store.read("sources", ["uri", "source_id", "status"], "present and source_id is not null")
+    usable = sources.filter(pc.fill_null(pc.not_equal(sources["status"], "failed"), True))
+    place = dict(reversed(list(zip(usable["source_id"].to_pylist(), usable["uri"].to_pylist(), strict=True))))  # the first uri wins
+    broken = set(sources["source_id"].to_pylist()) - set(place)
+    reason = {
+        source: policy.SOURCE_FAILED if source in broken else policy.ABSENT
+        for source in pc.unique(clips["source_id"]).to_pylist()
+        if source not in place
+    }
+    stays = pc.is_in(clips["uri"], usable["uri"].combine_chunks())
+    uris = pc.if_else(stays, clips["uri"], pc.coalesce(_by_source(clips, place), clips["uri"].combine_chunks()))
+    return uris, _by_source(clips, reason)
+
+
+def _by_source(clips: pa.Table, values: Mapping[str, str]) -> pa.Array:
+    """Per clip the value of its source, or null."""
+    encoded = clips["source_id"].combine_chunks().dictionary_encode()
+    known = pa.array([values.get(source) for source in encoded.dictionary.to_pylist()], pa.string())
+    return known.take(encoded.indices)
+
+
+def _subsets(clips: pa.Table, preference: set[str]) -> pa.Array:
+    """Per clip the list of its subsets: ["preference"] or []."""
+    chosen = pc.is_in(clips["clip_id"].combine_chunks(), pa.array(sorted(preference), pa.string()))
+    ends = pc.cumulative_sum(pc.cast(chosen, pa.int32()))
+    offsets = pa.concat_arrays([pa.array([0], pa.int32()), ends])
+    names = pa.repeat(pa.scalar("preference"), len(preference))
+    return pa.ListArray.from_arrays(offsets, names).cast(CLIPS.field("subsets").type)
 
 
 def _lineage(config: PolicyConfig, kept: pa.Table) -> Lineage:
@@ -240,7 +249,7 @@ def _report(context: JobContext, selection: Selection, tag: Tag) -> Report:
     counts |= {f"rejected by {row.rule}": row.rejected_alone for row in selection.funnel}
     counts |= {reason: number for reason, number in beside.items() if number}
     return context.report(
-        digest(kept),
+        selection.digest,
         counts=counts,
         outputs={"store": context.workspace.relative(context.workspace.store), "tag": tag.name},
         models={"policy": selection.lineage.model},
@@ -292,17 +301,34 @@ def _with(table: pa.Table, columns: dict[str, pa.Array | pa.ChunkedArray]) -> pa
 
 def _differs(a: pa.Array, b: pa.Array) -> pa.Array:
     if kind_of(a.type) == "list":
-        return pa.array([x != y for x, y in zip(a.to_pylist(), b.to_pylist(), strict=True)], pa.bool_())
+        a, b = pc.binary_join(a, ","), pc.binary_join(b, ",")
     return pc.or_(pc.xor(a.is_null(), b.is_null()), pc.fill_null(pc.not_equal(a, b), False))
 
 
-def _text_hash(rows: pa.Table, columns: Sequence[str]) -> str:
-    """16 hex over the rows' values in the order of clip_id."""
-    ordered = rows.sort_by([("clip_id", "ascending")]).select(list(columns)).combine_chunks()
+def _content_hash(rows: pa.Table, columns: Sequence[str]) -> str:
+    """16 hex over the rows' values in their order: null masks, lengths and bytes, not the layout that Arrow happens to use."""
     hasher = hashlib.sha256()
-    for start in range(0, ordered.num_rows, 65_536):
-        hasher.update(json.dumps(ordered.slice(start, 65_536).to_pydict(), sort_keys=True).encode())
+    for name in columns:
+        hasher.update(f"{name}:{rows.schema.field(name).type}:{rows.num_rows};".encode())
+        _hash_array(rows[name].combine_chunks(), hasher)
     return hasher.hexdigest()[:16]
+
+
+def _hash_array(values: pa.Array, hasher: hashlib._Hash) -> None:
+    hasher.update(_bytes_of(pc.cast(values.is_null(), pa.uint8())))
+    if kind_of(values.type) == "list":
+        hasher.update(_bytes_of(pc.fill_null(pc.list_value_length(values), 0)))
+        _hash_array(values.flatten(), hasher)
+    elif kind_of(values.type) == "text":
+        hasher.update(_bytes_of(pc.fill_null(pc.binary_length(values), 0)))
+        hasher.update("".join(values.drop_null().to_pylist()).encode())
+    else:
+        hasher.update(_bytes_of(pc.fill_null(values, 0)))
+
+
+def _bytes_of(numbers: pa.Array) -> bytes:
+    data: bytes = numbers.to_numpy(zero_copy_only=False).tobytes()
+    return data
 
 
 def _count(table: pa.Table, column: str, value: str) -> int:
@@ -310,7 +336,7 @@ def _count(table: pa.Table, column: str, value: str) -> int:
 
 
 def _preference_size(kept: pa.Table) -> int:
-    return sum("preference" in names for names in kept["subsets"].to_pylist())
+    return int(pc.sum(pc.equal(pc.list_flatten(kept["subsets"]), "preference")).as_py() or 0)
 
 
 def _hours(kept: pa.Table) -> float:
