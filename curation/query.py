@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -233,6 +234,8 @@ def run_query(
         raise QueryError(f"no format {format!r}; formats: {', '.join(FORMATS)}")
     if format == "parquet" and output is None:
         raise QueryError("parquet goes to a file: add --output clips.parquet")
+    for file in (output, sheet):
+        _check_writable(file)
     try:
         query = _build(store_path, table, where, order_by, limit, columns, tag)
         if count:
@@ -275,6 +278,14 @@ def _build(
     if columns is not None:
         query = query.select(*_names(columns))
     return query.tag(tag) if tag else query
+
+
+def _check_writable(file: Path | str | None) -> None:
+    if file is None:
+        return
+    folder = Path(file).resolve().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(file).is_dir():
+        raise QueryError(f"cannot write {file}: {folder} is no folder that can be written to, or the name is a folder's")
 
 
 def _names(given: str | Sequence[str]) -> list[str]:

@@ -31,6 +31,20 @@ from curation.step import Lineage
 
 COMMIT_RETRIES = 20
 """Attempts of one commit against writers on other machines; on this machine the lock file orders them."""
+INDEXES: dict[str, dict[str, str]] = {
+    "clips": {
+        "clip_id": "BTREE",
+        "source_id": "BTREE",
+        "motion_proxy": "BTREE",
+        "motion_raft": "BTREE",
+        "aesthetic_proxy": "BTREE",
+        "aesthetic": "BTREE",
+        "state": "BITMAP",
+        "media_type": "BITMAP",
+    },
+    "captions": {"clip_id": "BTREE"},
+}
+"""Columns that questions are asked of at scale, and the kind of index."""
 COMMIT_TIMEOUT = timedelta(seconds=120)
 
 
@@ -263,6 +277,23 @@ class Store:
                 if dataset.list_indices():
                     dataset.optimize.optimize_indices()
                 dataset.cleanup_old_versions(older_than=older_than, error_if_tagged_old_versions=False)
+
+    def build_indexes(self) -> list[str]:
+        """Makes the scalar indexes of `INDEXES` that are absent; returns their columns as table.column. One commit each.
+
+        `compact` keeps them up to date; rows written since are found without the index, so answers are always whole.
+        """
+        built = []
+        for table, columns in INDEXES.items():
+            with self._committing(table) as dataset:
+                if dataset.count_rows() == 0:
+                    continue
+                present = {name for index in dataset.describe_indices() for name in index.field_names}
+                for column, kind in columns.items():
+                    if column not in present:
+                        dataset.create_scalar_index(column, kind)
+                        built.append(f"{table}.{column}")
+        return built
 
     # inside
 

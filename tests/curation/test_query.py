@@ -261,6 +261,7 @@ def test_the_table_is_readable(path: Path) -> None:
         ({"limit": 0}, "limit is 0"),
         ({"table": "clip"}, "did you mean clips"),
         ({"sheet": "x.png"}, "folder of thumbnails"),
+        ({"output": "/nowhere/at/all.json"}, "cannot write /nowhere/at/all.json"),
     ],
 )
 def test_command_mistakes(path: Path, arguments: dict[str, object], message: str) -> None:

@@ -219,6 +219,31 @@ def test_compaction_joins_fragments_and_keeps_rows(store: Store) -> None:
     assert rows(store, "clip_id") == [("a",), ("b",), ("c",), ("d",)]
 
 
+def test_indexes_change_no_answer(store: Store) -> None:
+    """The same questions before indexes, after them, after writes behind their back, and after they catch up."""
+    questions = ["motion_proxy >= 5", "state = 'kept'", "motion_proxy < 5 and state = 'new'", "source_id = 's1'", "clip_id = 'c05'"]
+
+    def answers() -> list[list[str]]:
+        return [store.read("clips", ["clip_id"], question)["clip_id"].to_pylist() for question in questions]
+
+    ids = [f"c{i:02}" for i in range(10)]
+    motion = [float(i) for i in range(10)]
+    columns = {"clip_id": ids, "source_id": [f"s{i // 5}" for i in range(10)], "motion_proxy": motion, "state": ["new"] * 10}
+    store.upsert("clips", clips(**columns))
+    plain = answers()
+    assert "clips.motion_proxy" in store.build_indexes()
+    assert store.build_indexes() == []
+    assert answers() == plain
+    assert "ScalarIndexQuery" in store.dataset("clips").scanner(filter="motion_proxy >= 5").explain_plan()
+
+    store.merge_columns("clips", clips(clip_id=ids[:5], motion_proxy=[9.0] * 5, state=["kept"] * 5))
+    store.upsert("clips", clips(clip_id=["c05", "c99"], motion_proxy=[None, 7.0], state=["kept", "new"]))
+    wanted = [["c00", "c01", "c02", "c03", "c04", "c06", "c07", "c08", "c09", "c99"], ids[:6], [], ids[5:], ["c05"]]
+    assert answers() == wanted
+    store.compact()
+    assert answers() == wanted
+
+
 # crashes and other writers
 
 WRITER = """
