@@ -1,0 +1,471 @@
+"""ROOT/report.html: the whole run on one self-contained page, and the headline that the command line prints.
+
+Reads the jobs' reports, the store's tables and the files beside them; computes nothing that a job computes.
+Works for a run in any state: a section whose job is not done says which command makes it. No torch.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from curation.config import Rule
+from orchestration.charts import Band, Curve, Limit, curves, histogram
+from pipelines.artifacts import JobState, Report, Workspace, write_atomically
+from pipelines.plan import JOB_NAMES
+from pipelines.recipe import Recipe, dump
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+HISTOGRAM_COLUMNS = ("motion_proxy", "motion_raft", "aesthetic_proxy", "aesthetic", "piqe", "musiq")
+SHEET_CLIPS = 12
+"""Clips on one contact sheet."""
+THUMB_WIDTH_PX = 240
+PICTURE_WIDTH_PX = 1400
+ERROR_ROWS = 200
+"""Rows of the errors table that are printed; the rest is counted."""
+
+
+@dataclass(frozen=True)
+class Thumb:
+    """One clip on a contact sheet."""
+
+    image: str
+    """data: URL; empty where the picture is missing."""
+    title: str
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A contact sheet."""
+
+    title: str
+    about: str
+    thumbs: tuple[Thumb, ...]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing with its caption."""
+
+    title: str
+    svg: Markup
+    about: str
+
+
+@dataclass
+class Page:
+    """Everything that the template prints. An empty part is explained in `missing` under the section's name."""
+
+    title: str
+    root: str
+    recipe_name: str
+    made: str
+    facts: list[tuple[str, str]]
+    headline: list[tuple[str, str]]
+    jobs: list[dict[str, Any]]
+    stand_ins: list[tuple[str, str]] = field(default_factory=list)
+    tables: list[dict[str, Any]] = field(default_factory=list)
+    rules: list[dict[str, Any]] = field(default_factory=list)
+    states: list[tuple[str, int]] = field(default_factory=list)
+    histograms: list[Chart] = field(default_factory=list)
+    sheets: list[Sheet] = field(default_factory=list)
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    error_counts: list[dict[str, Any]] = field(default_factory=list)
+    losses: list[Chart] = field(default_factory=list)
+    validation: list[dict[str, Any]] = field(default_factory=list)
+    pictures: list[dict[str, Any]] = field(default_factory=list)
+    results: dict[str, Any] | None = None
+    tags: list[dict[str, Any]] = field(default_factory=list)
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    versions: list[tuple[str, str]] = field(default_factory=list)
+    warnings: list[tuple[str, str]] = field(default_factory=list)
+    recipe_json: str = ""
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+def build_report(workspace: Workspace, recipe: Recipe) -> Path:
+    """Writes ROOT/report.html and returns its path. Raises SourceError where the sources cannot be listed."""
+    states = workspace.states(recipe, JOB_NAMES)
+    page = Page(
+        title=f"FlashVideo run · {workspace.root.name}",
+        root=str(workspace.root),
+        recipe_name=recipe.name,
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
+        facts=_facts(states, workspace, recipe),
+        headline=headline(workspace, recipe, states),
+        jobs=[_job(state) for state in states],
+        recipe_json=dump(recipe),
+    )
+    done = {state.spec.name: state for state in states if state.report is not None}
+    _provenance(page, states)
+    _curation(page, workspace, recipe)
+    _training(page, workspace, states)
+    _evaluation(page, workspace, done)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"bytes": format_bytes, "seconds": format_seconds, "number": format_number, "words": _words}
+    write_atomically(workspace.report_html, environment.from_string(TEMPLATE.read_text()).render(page=page))
+    return workspace.report_html
+
+
+def headline(workspace: Workspace, recipe: Recipe, states: list[JobState] | None = None) -> list[tuple[str, str]]:
+    """(label, value) lines for the end of a run: data, both stages, evaluation, time and memory. Reads JSON only.
+
+    Raises SourceError where the sources cannot be listed.
+    """
+    states = workspace.states(recipe, JOB_NAMES) if states is None else states
+    reports = {state.spec.name: state.report for state in states if state.report is not None}
+    lines: list[tuple[str, str]] = []
+    for name, report in reports.items():
+        if name == "select":
+            lines += _selected(report)
+        else:
+            lines += [(_words(key), format_number(value)) for key, value in report.headline.items() if not isinstance(value, list | dict)]
+    if reports:
+        peak = max(reports.values(), key=lambda report: report.peak_memory_bytes)
+        lines.append(("time in jobs", format_seconds(sum(report.seconds for report in reports.values()))))
+        lines.append(("largest process", f"{format_bytes(peak.peak_memory_bytes)} ({peak.job})"))
+    waiting = [state.spec.name for state in states if state.report is None]
+    if waiting:
+        lines.append(("not done", ", ".join(waiting)))
+    return lines
+
+
+def _selected(report: Report) -> list[tuple[str, str]]:
+    counts = report.counts
+    lines = []
+    if {"kept", "in", "train", "val"} <= set(counts):
+        lines.append(("clips kept", f"{counts['kept']} of {counts['in']} ({counts['train']} train, {counts['val']} held out)"))
+    if "tag" in report.outputs:
+        lines.append(("dataset tag", report.outputs["tag"]))
+    return lines
+
+
+# ---- the page's parts ------------------------------------------------------------------------------------------------
+
+
+def _facts(states: list[JobState], workspace: Workspace, recipe: Recipe) -> list[tuple[str, str]]:
+    """The header's line of facts."""
+    done = [state for state in states if state.report is not None]
+    sources = ", ".join(recipe.sources) if recipe.sources else "rendered samples"
+    facts = [("run root", str(workspace.root)), ("recipe", recipe.name), ("sources", sources)]
+    facts.append(("jobs done", f"{len(done)} of {len(states)}"))
+    started = [state.report.started for state in done if state.report is not None and state.report.started]
+    if started:
+        facts.append(("started", min(started)))
+    return facts
+
+
+def _job(state: JobState) -> dict[str, Any]:
+    report = state.report
+    return {
+        "name": state.spec.name,
+        "summary": state.spec.summary,
+        "state": state.state,
+        "fingerprint": state.fingerprint,
+        "report": report,
+        "counts": [(key, value) for key, value in report.counts.items() if not key.startswith("rejected by ")] if report else [],
+    }
+
+
+def _provenance(page: Page, states: list[JobState]) -> None:
+    """Versions, warnings, and what stands in for what."""
+    versions: dict[str, set[str]] = {}
+    models: dict[tuple[str, str], None] = {}
+    for state in states:
+        if state.report is None:
+            continue
+        for package, version in state.report.versions.items():
+            versions.setdefault(package, set()).add(version)
+        models |= dict.fromkeys(state.report.models.items())
+        page.warnings += [(state.spec.name, warning) for warning in state.report.warnings]
+    page.versions = [(package, ", ".join(sorted(found))) for package, found in sorted(versions.items())]
+    page.stand_ins = list(models)
+
+
+def _curation(page: Page, workspace: Workspace, recipe: Recipe) -> None:
+    """Tables, funnel, histograms, contact sheets, errors, releases: everything that the store knows."""
+    from curation.store import MissingStoreError, Store
+
+    try:
+        store = Store.open(workspace.store, create=False)
+    except MissingStoreError:
+        page.missing["data"] = f"There is no store yet. It is made by: flashvideo curate --root {workspace.root}"
+        return
+    page.tables = [{"name": name, "rows": store.count(name), "version": store.version(name)} for name in ("sources", "clips", "captions")]
+    page.tags = [
+        {"name": tag.name, "version": tag.version, "note": tag.note, "card": tag.card} for tag in reversed(list(store.tags().values()))
+    ]
+    if page.tags:
+        page.facts.append(("dataset tag", page.tags[0]["name"]))
+    _errors(page, store)
+    page.runs = store.read("runs").drop_columns(["time"]).to_pylist()
+    clips = store.read("clips", list(_clip_columns(recipe)))
+    if clips.num_rows == 0:
+        page.missing["data"] = f"The table of clips is empty. It is filled by: flashvideo curate --root {workspace.root}"
+        return
+    rows = clips.to_pylist()
+    _funnel(page, clips, recipe)
+    _histograms(page, rows, recipe)
+    _sheets(page, rows, workspace, recipe)
+
+
+def _clip_columns(recipe: Recipe) -> list[str]:
+    """Columns of clips that the page reads: small ones, each once."""
+    rules = [rule.column for rule in recipe.curation.policy.rules]
+    shown = ["clip_id", "uri", "media_type", "start_us", "end_us", "state", "reject_reason", "split", "camera_move", "caption", "subsets"]
+    return list(dict.fromkeys([*shown, *HISTOGRAM_COLUMNS, *rules]))
+
+
+def _funnel(page: Page, clips: Any, recipe: Recipe) -> None:
+    from curation.policy import funnel
+
+    page.rules = [
+        {
+            "rule": count.rule,
+            "condition": count.condition,
+            "unit": count.unit,
+            "judged": count.judged,
+            "unknown": count.unknown,
+            "alone": count.rejected_alone,
+            "first": count.rejected_first,
+            "left": count.left,
+            "share": count.left / clips.num_rows,
+        }
+        for count in funnel(clips, recipe.curation.policy.rules)
+    ]
+    states = clips["state"].to_pylist()
+    page.states = [(state or "new", states.count(state)) for state in sorted(set(states), key=str)]
+
+
+def _histograms(page: Page, rows: list[dict[str, Any]], recipe: Recipe) -> None:
+    for column in HISTOGRAM_COLUMNS:
+        kept = [row[column] for row in rows if row[column] is not None and row["state"] == "kept"]
+        rejected = [row[column] for row in rows if row[column] is not None and row["state"] != "kept"]
+        if not kept and not rejected:
+            continue
+        limits = [
+            Limit(value, f"{rule.name} {sign} {value:g}")
+            for rule in recipe.curation.policy.rules
+            if rule.column == column
+            for value, sign in ((rule.at_least, "≥"), (rule.at_most, "≤"))
+            if value is not None
+        ]
+        unknown = len(rows) - len(kept) - len(rejected)
+        about = f"{len(kept)} kept, {len(rejected)} not kept" + (f", {unknown} unknown" if unknown else "")
+        page.histograms.append(Chart(column, Markup(histogram(kept, rejected, limits, _unit(column))), about))
+
+
+def _unit(column: str) -> str:
+    from curation.schema import CLIPS
+
+    return (CLIPS.field(column).metadata or {}).get(b"unit", b"").decode()
+
+
+def _sheets(page: Page, rows: list[dict[str, Any]], workspace: Workspace, recipe: Recipe) -> None:
+    """Kept clips; clips just below and just above the motion threshold."""
+    kept = [row for row in rows if row["state"] == "kept"]
+    motion = _motion_rule(recipe)
+    shown = spread(kept, SHEET_CLIPS)
+    about = f"{len(shown)} of {len(kept)}, evenly from all kept clips"
+    page.sheets.append(Sheet("Kept", about, tuple(_thumb(row, workspace, motion) for row in shown)))
+    if motion is None or motion.at_least is None:
+        page.missing["motion sheets"] = "The policy has no motion rule with at_least, so there is no threshold to look around."
+        return
+    limit = motion.at_least
+    judged = [row for row in rows if row[motion.column] is not None and row["media_type"] == "video"]
+    below = sorted((row for row in judged if row[motion.column] < limit), key=lambda row: -row[motion.column])[:SHEET_CLIPS]
+    above = sorted((row for row in judged if row[motion.column] >= limit), key=lambda row: row[motion.column])[:SHEET_CLIPS]
+    for side, chosen in (("below", below), ("above", above)):
+        about = f"{motion.column} nearest {side} {limit:g} {_unit(motion.column)}"
+        page.sheets.append(Sheet(f"Just {side} the motion threshold", about, tuple(_thumb(row, workspace, motion) for row in chosen)))
+
+
+def _motion_rule(recipe: Recipe) -> Rule | None:
+    return next((rule for rule in recipe.curation.policy.rules if rule.column.startswith("motion")), None)
+
+
+def spread(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """At most `count` rows, evenly over the sequence."""
+    if len(rows) <= count:
+        return list(rows)
+    return [rows[index * len(rows) // count] for index in range(count)]
+
+
+def _thumb(row: dict[str, Any], workspace: Workspace, motion: Rule | None) -> Thumb:
+    path = workspace.tracks / "thumbs" / f"{row['clip_id']}.jpg"
+    seconds = (
+        f"{row['start_us'] / 1e6:.2f}–{row['end_us'] / 1e6:.2f} s" if row["start_us"] is not None and row["media_type"] == "video" else ""
+    )
+    lines = [f"{Path(row['uri']).name} {seconds}".strip()]
+    score = None if motion is None else row[motion.column]
+    lines.append(" · ".join(part for part in (f"motion {score:.2f}" if score is not None else "", row["camera_move"] or "") if part))
+    if row["reject_reason"]:
+        lines.append(row["reject_reason"])
+    image = data_url(path, THUMB_WIDTH_PX) if path.is_file() else ""
+    return Thumb(image, f"{row['clip_id']}\n{row['uri']}\n{row['caption'] or ''}", tuple(line for line in lines if line))
+
+
+def _errors(page: Page, store: Any) -> None:
+    rows = store.read("errors").to_pylist()
+    counts: dict[tuple[str, str], list[int]] = {}
+    for row in rows:
+        entry = counts.setdefault((row["job"], row["code"]), [0, 0])
+        entry[bool(row["resolved"])] += 1
+    page.error_counts = [{"job": job, "code": code, "open": n[0], "resolved": n[1]} for (job, code), n in sorted(counts.items())]
+    rows.sort(key=lambda row: (bool(row["resolved"]), row["job"], row["code"], row["uri"] or ""))
+    page.errors = [
+        {
+            "code": row["code"],
+            "file": Path(row["uri"]).name if row["uri"] else "",
+            "uri": row["uri"] or "",
+            "clip": row["clip_id"] or "",
+            "job": row["job"],
+            "message": row["message"],
+            "resolved": bool(row["resolved"]),
+        }
+        for row in rows[:ERROR_ROWS]
+    ]
+    if len(rows) > ERROR_ROWS:
+        page.missing["errors"] = f"{len(rows) - ERROR_ROWS} more rows: flashvideo query --table errors"
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+def _training(page: Page, workspace: Workspace, states: list[JobState]) -> None:
+    """Loss curves and fixed-noise validation of both stages, also of a job that is still running."""
+    for job, title in (("train_stage1", "Stage I"), ("train_stage2", "Stage II")):
+        state = next(state for state in states if state.spec.name == job)
+        folder = workspace.folder(job, state.fingerprint) if state.fingerprint else None
+        losses = _one(folder, "losses.jsonl")
+        if losses is None:
+            page.missing[job] = f"{title} has no loss log yet. It is made by: flashvideo train {job[6:]} --root {workspace.root}"
+            continue
+        entries = [json.loads(line) for line in losses.read_text().splitlines() if line.strip()]
+        chart = loss_chart(title, entries)
+        if chart is not None:
+            page.losses.append(chart)
+        validation = _one(folder, "validation.json")
+        if validation is not None:
+            page.validation.append({"stage": title, **_validation(json.loads(validation.read_text()))})
+
+
+def _one(folder: Path | None, name: str) -> Path | None:
+    """The newest file of that name anywhere under a job's folder."""
+    if folder is None or not folder.is_dir():
+        return None
+    return max(folder.rglob(name), key=lambda path: path.stat().st_mtime, default=None)
+
+
+def loss_chart(title: str, entries: list[dict[str, Any]]) -> Chart | None:
+    """Loss over train_steps, phases one after the other as bands, one curve a modality. None without entries."""
+    if not entries:
+        return None
+    phases: dict[str, list[dict[str, Any]]] = {}
+    for entry in entries:
+        phases.setdefault(str(entry.get("phase") or ""), []).append(entry)
+    bands: list[Band] = []
+    lines: dict[str, tuple[list[float], list[float]]] = {}
+    offset = 0.0
+    for phase, members in phases.items():
+        start = offset
+        first = min(entry["train_step"] for entry in members)
+        base = offset - first + 1 if first <= offset else 0.0  # train_step counts within a phase, or over all of them
+        for entry in members:
+            xs, ys = lines.setdefault(str(entry.get("modality") or "video"), ([], []))
+            xs.append(base + entry["train_step"])
+            ys.append(entry["loss"])
+            offset = max(offset, xs[-1])
+        if phase:
+            bands.append(Band(phase, start, offset))
+    order = [Curve(label, tuple(xs), tuple(ys)) for label, (xs, ys) in lines.items()]
+    first_loss, last_loss = entries[0]["loss"], entries[-1]["loss"]
+    about = f"{len(entries)} logged train_steps; first {first_loss:.3g}, last {last_loss:.3g}. Thin: as logged. Thick: running mean."
+    return Chart(f"{title}: training loss", Markup(curves(order, bands, "train_step", "loss")), about)
+
+
+def _validation(values: dict[str, Any]) -> dict[str, Any]:
+    """before, after, fall, and the bins as rows where there are any."""
+    before, after = values["before"], values["after"]
+    bins = values.get("by_bin")
+    rows = []
+    if isinstance(bins, dict) and set(bins) == {"before", "after"}:
+        pairs = zip(_items(bins["before"]), _items(bins["after"]), strict=True)
+        rows = [{"bin": key, "before": old, "after": new} for (key, old), (_, new) in pairs]
+    return {"before": before, "after": after, "fall": 1 - after / before, "bins": rows, "bin_name": values.get("bin_name", "bin")}
+
+
+def _items(values: Any) -> list[tuple[str, float]]:
+    return list(values.items()) if isinstance(values, dict) else [(str(index), value) for index, value in enumerate(values)]
+
+
+# ---- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def _evaluation(page: Page, workspace: Workspace, done: dict[str, JobState]) -> None:
+    """results.json and its pictures as they are, the pictures shrunk and inlined."""
+    state = done.get("evaluate")
+    if state is None or state.fingerprint is None:
+        page.missing["evaluation"] = f"The run is not evaluated yet. It is done by: flashvideo evaluate --root {workspace.root}"
+        return
+    folder = workspace.folder("evaluate", state.fingerprint)
+    page.results = json.loads((folder / "results.json").read_text())
+    page.pictures = [{**picture, "image": data_url(folder / picture["file"], PICTURE_WIDTH_PX)} for picture in page.results["pictures"]]
+
+
+def data_url(path: Path, width_px: int) -> str:
+    """The picture as a data: URL, JPEG, at most `width_px` wide."""
+    from PIL import Image
+
+    with Image.open(path) as source:
+        image = source.convert("RGB")
+    if image.width > width_px:
+        image = image.resize((width_px, round(image.height * width_px / image.width)), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+# ---- words and numbers -----------------------------------------------------------------------------------------------
+
+
+def _words(key: str) -> str:
+    return str(key).replace("_", " ")
+
+
+def format_number(value: Any) -> str:
+    """A value for a table: numbers short, mappings and lists in words, None as a dash."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{_words(key)} {format_number(entry)}" for key, entry in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(format_number(entry) for entry in value)
+    return str(value)
+
+
+def format_seconds(seconds: float) -> str:
+    """e.g. 41.2 s, 3 min 20 s, 2 h 05 min."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def format_bytes(count: float) -> str:
+    """e.g. 812 MB, 1.52 GB (powers of ten)."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
