@@ -160,6 +160,8 @@ class OptimizerConfig(Settings):
     learning_rate: float = 4e-5
     """Constant, no scheduler (4.2; authors' thread #18)."""
     warmup_steps: int = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    """cosine: down to a tenth at the last iteration (of each phase, in Stage II)."""
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 1e-4
     clip_grad_norm: float = 0.1
@@ -222,6 +224,8 @@ class Stage1Config(Settings):
     """Global (4.2)."""
     text_dropout: float = 0.1
     """Share of samples with the all-zero embedding (4.2)."""
+    validation_samples: int = 16
+    """Held-out samples of the fixed-noise validation loss."""
     seed: int = 1
 
 
@@ -330,6 +334,8 @@ class PhaseConfig(Settings):
     subset: str | None = None
     """Named subset of the clips, e.g. "preference"; None: everything kept."""
     degradation_strength: float = 1.0
+    learning_rate: float | None = None
+    """None: the stage's (4.2: one rate for all phases)."""
 
     @model_validator(mode="after")
     def _ratio(self) -> PhaseConfig:
@@ -373,6 +379,8 @@ class Stage2Config(Settings):
     text_dropout: float = 0.1
     time_shift: float | None = None
     """Warp of the drawn t as in sampling; the released draft leaves it open. None: plain U(0,1)."""
+    validation_samples: int = 16
+    """Held-out samples of the fixed-noise validation loss."""
     seed: int = 2
 
 

@@ -1,0 +1,109 @@
+"""Stage I: adapters (or every weight) of the base model, trained with the diffusion objective (3.2, 4.2)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from flashvideo.config import Stage1Config
+from flashvideo.models.lora import add_lora, save_adapter, save_base
+from flashvideo.models.transformer import CogVideoXTransformer, build_transformer, save_transformer
+from flashvideo.objectives.batch import Batch
+from flashvideo.objectives.diffusion import DiffusionObjective
+from flashvideo.training.batches import BatchOrder, BatchReader, SampleSource, fixed_batches
+from flashvideo.training.engine import Engine, Ranks
+from flashvideo.training.loop import Loop, Progress
+from flashvideo.training.metrics import Bin, Validation, validate, write_lines
+
+PHASE = "stage1"
+TIMESTEP_BINS = (100, 300, 500, 700, 900)
+"""Validation is flat in the mean over all timesteps by nature of the v-MSE; bins show where it falls."""
+
+
+def train_stage1(
+    config: Stage1Config, seed: int, train: SampleSource, held_out: SampleSource, folder: Path, ranks: Ranks, progress: Progress
+) -> None:
+    """Trains, validates before and after, and writes folder/stage1 (adapter and base.json, or the whole model).
+
+    Every rank calls it. Relaunched, it goes on from the newest checkpoint and ends in the same weights.
+    """
+    model = build_transformer(config.transformer, config.base_weights, ranks.device)
+    if not config.full_finetune:
+        add_lora(model, config.lora, config.seed)
+    engine = Engine(model, config.optimizer, config.engine, ranks)
+    order = BatchOrder(
+        seed=seed_of(seed, config.seed),
+        phase=PHASE,
+        num_images=0,
+        num_videos=len(train.ids("video")),
+        batch_size=config.batch_size,
+    )
+    reader = BatchReader(train, order, config.text_dropout, ranks.rank, ranks.size, config.engine.micro_batch_size)
+    objective = DiffusionObjective(config.objective)
+    check = partial(
+        validate,
+        batches=lambda: fixed_batches(held_out, "video", config.seed, config.validation_samples),
+        bins=timestep_bins(objective),
+    )
+    loop = Loop(1, PHASE, config.iterations, folder, lambda train_step: objective, reader, config.optimizer, config.engine)
+    before = validated_once(folder / "validation_before.json", engine, check)
+    loop.run(engine, progress)
+    write_validation(folder / "validation.json", ranks, before, check(engine))
+    save_stage1(engine, config, folder / "stage1")
+    engine.close()
+
+
+def seed_of(recipe_seed: int, stage_seed: int) -> int:
+    """One seed of the recipe's and the stage's."""
+    return recipe_seed * 1_000_003 + stage_seed
+
+
+def timestep_bins(objective: DiffusionObjective) -> list[Bin]:
+    """Validation conditions: five timesteps."""
+
+    def at(timestep: int) -> Bin:
+        def losses(model: nn.Module, batch: Batch) -> Tensor:
+            return objective.losses_at(model, batch, torch.full((len(batch.sample_ids),), timestep))
+
+        return Bin(f"timestep {timestep}", losses)
+
+    return [at(timestep) for timestep in TIMESTEP_BINS]
+
+
+def validated_once(path: Path, engine: Engine, check: partial[Validation]) -> Validation:
+    """The validation before training: computed on untrained weights and kept, since a resumed run has none."""
+    ranks = engine.ranks
+    known = ranks.gather(path.read_text() if ranks.is_first and path.is_file() else None)[0]
+    if known is not None:
+        return Validation(**json.loads(known))
+    before = check(engine)
+    if ranks.is_first:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_lines(path, [json.dumps(asdict(before))])
+    return before
+
+
+def write_validation(path: Path, ranks: Ranks, before: Validation, after: Validation) -> None:
+    """validation.json: loss before and after, and by bin."""
+    if ranks.is_first:
+        by_bin = {name: {"before": before.by_bin[name], "after": value} for name, value in after.by_bin.items()}
+        facts = {"before": before.loss, "after": after.loss, "by_bin": by_bin, "samples": after.samples}
+        write_lines(path, [json.dumps(facts, indent=1)])
+
+
+def save_stage1(engine: Engine, config: Stage1Config, folder: Path) -> None:
+    """The adapter in peft's layout and base.json beside it; or the whole model, where every weight was trained."""
+    with engine.whole_model() as model:
+        if engine.ranks.is_first:
+            assert isinstance(model, CogVideoXTransformer)
+            if config.full_finetune:
+                save_transformer(model, folder)
+            else:
+                save_base(folder, config.transformer, config.base_weights)
+                save_adapter(model, folder, config.lora)
+    engine.ranks.barrier()

@@ -1,0 +1,151 @@
+"""Stage II: the curriculum of phases, flow matching from degraded to clean latents (3.3, 4.2).
+
+Weights and optimizer state go from phase to phase. Every phase has a folder of its own, so a finished phase is used
+again as long as nothing that it depends on changes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from flashvideo.config import PhaseConfig, Stage2Config
+from flashvideo.models.transformer import CogVideoXTransformer, build_transformer, save_transformer
+from flashvideo.objectives.batch import Batch
+from flashvideo.objectives.flow_matching import FlowMatchingObjective
+from flashvideo.training.batches import BatchOrder, BatchReader, SampleSource, fixed_batches
+from flashvideo.training.engine import Engine, Ranks
+from flashvideo.training.loop import Loop, Progress
+from flashvideo.training.metrics import Bin, Validation, validate, write_lines
+from flashvideo.training.stage1 import seed_of, validated_once, write_validation
+
+T_BINS = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Places on the path, 0 the degraded end."""
+FINISHED = "phase.json"
+"""A phase folder with this file is finished: its newest checkpoint is its result."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase to train: its settings, its samples, its folder."""
+
+    config: PhaseConfig
+    folder: Path
+    source: SampleSource
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / FINISHED).is_file()
+
+
+def train_stage2(
+    config: Stage2Config, seed: int, phases: Sequence[Phase], held_out: SampleSource, folder: Path, ranks: Ranks, progress: Progress
+) -> None:
+    """Trains the phases that are not finished, in order, validates, and writes folder/stage2 (diffusers' layout).
+
+    Every rank calls it. Relaunched, it goes on from the newest checkpoint and ends in the same weights. The held-out
+    samples have the last phase's shape, and the validation its noise range, whatever phase is validated.
+    """
+    model = build_transformer(config.transformer, config.init_weights, ranks.device)
+    engine = Engine(model, config.optimizer, config.engine, ranks)
+    last = phases[-1].config
+    modality = "video" if last.videos else "image"
+    check = partial(
+        validate,
+        batches=lambda: fixed_batches(held_out, modality, config.seed, config.validation_samples),  # type: ignore[arg-type]
+        bins=flow_bins(objective_of(config, last)(last.iterations)),
+    )
+    before = validated_once(folder / "validation_before.json", engine, check)
+    done = ranks.gather(max((place for place, phase in enumerate(phases, 1) if phase.finished), default=0))[0]
+    if done:
+        _load_finished(engine, phases[done - 1], config)
+    after = before
+    for phase in phases[done:]:
+        loop = phase_loop(phase, config, seed, ranks)
+        loop.run(engine, progress)
+        after = check(engine)
+        if ranks.is_first:
+            facts = {"phase": phase.config.name, "validation": after.loss, "by_bin": dict(after.by_bin), "samples": after.samples}
+            write_lines(phase.folder / FINISHED, [json.dumps(facts, indent=1)])
+        ranks.barrier()
+    if done == len(phases):
+        after = check(engine)
+    write_validation(folder / "validation.json", ranks, before, after)
+    save_stage2(engine, folder / "stage2")
+    engine.close()
+
+
+def _load_finished(engine: Engine, phase: Phase, config: Stage2Config) -> None:
+    newest = engine.ranks.gather(phase_checkpoint(phase, config) if engine.ranks.is_first else None)[0]
+    if newest is None:
+        raise RuntimeError(f"phase {phase.config.name} is marked finished, but {phase.folder} holds no whole checkpoint; delete that folder")
+    engine.load(newest)
+
+
+def phase_checkpoint(phase: Phase, config: Stage2Config) -> Path | None:
+    """Folder of a phase's newest whole checkpoint."""
+    from flashvideo.training.checkpoints import Checkpoints
+
+    newest = Checkpoints(phase.folder / "checkpoints", config.engine.keep_checkpoints).newest()
+    return None if newest is None else newest.folder
+
+
+def phase_loop(phase: Phase, config: Stage2Config, seed: int, ranks: Ranks) -> Loop:
+    """The loop of one phase."""
+    entry = phase.config
+    order = BatchOrder(
+        seed=seed_of(seed, config.seed),
+        phase=entry.name,
+        num_images=len(phase.source.ids("image")) if entry.images else 0,
+        num_videos=len(phase.source.ids("video")) if entry.videos else 0,
+        images=entry.images,
+        videos=entry.videos,
+        batch_size=entry.batch_size,
+        image_batch_size=entry.image_batch_size,
+    )
+    reader = BatchReader(phase.source, order, config.text_dropout, ranks.rank, ranks.size, config.engine.micro_batch_size)
+    optimizer = config.optimizer
+    if entry.learning_rate is not None:
+        optimizer = optimizer.model_copy(update={"learning_rate": entry.learning_rate})
+    return Loop(2, entry.name, entry.iterations, phase.folder, objective_of(config, entry), reader, optimizer, config.engine)
+
+
+def objective_of(config: Stage2Config, phase: PhaseConfig) -> Callable[[int], FlowMatchingObjective]:
+    """The objective at each train_step of a phase: the noise range may change within it (4.2, phase 3)."""
+    first = FlowMatchingObjective(phase.noise_steps, config.latent_degradation, config.time_shift)
+    if phase.noise_steps_after is None:
+        return lambda train_step: first
+    start, noise_steps = phase.noise_steps_after
+    later = FlowMatchingObjective(noise_steps, config.latent_degradation, config.time_shift)
+    return lambda train_step: later if train_step >= start else first
+
+
+def flow_bins(objective: FlowMatchingObjective) -> list[Bin]:
+    """Validation conditions: five places on the path, at the middle of the noise range."""
+    middle = sum(objective.noise_steps) // 2
+
+    def at(t: float) -> Bin:
+        def losses(model: nn.Module, batch: Batch) -> Tensor:
+            count = len(batch.sample_ids)
+            return objective.losses_at(model, batch, torch.full((count,), t), torch.full((count,), middle))
+
+        return Bin(f"t {t}", losses)
+
+    return [at(t) for t in T_BINS]
+
+
+def save_stage2(engine: Engine, folder: Path) -> None:
+    """The whole model in diffusers' layout."""
+    with engine.whole_model() as model:
+        if engine.ranks.is_first:
+            assert isinstance(model, CogVideoXTransformer)
+            save_transformer(model, folder)
+    engine.ranks.barrier()
+
+
