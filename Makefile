@@ -5,11 +5,12 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup retrain test story check format lock clean distclean
+.PHONY: help setup packages retrain test story check format lock clean distclean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+PACKAGES := $(VENV)/.packages-done
 STAMP := $(VENV)/.setup-done
 # Added to the end of the command of `retrain`, `test` and `story`.
 ARGS ?=
@@ -21,7 +22,9 @@ help: ## list the targets
 
 setup: $(STAMP) ## make .venv with the packages of requirements.lock (every other target does it too)
 
-$(STAMP): requirements.lock pyproject.toml
+packages: $(PACKAGES) ## only the packages, without this project (a layer of the container images)
+
+$(PACKAGES): requirements.lock
 	@test -n "$(PYTHON)" || { echo "no python3.11 found; set it: make setup PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
 		|| { echo "$(PYTHON) is $$("$(PYTHON)" --version), Python 3.11 is needed: make setup PYTHON=/path/to/python3.11" >&2; exit 2; }
@@ -29,6 +32,9 @@ $(STAMP): requirements.lock pyproject.toml
 	awk '/^[a-z0-9]/ { keep = /^uv==/ } keep' requirements.lock > $(VENV)/uv.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(VENV)/uv.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --requirement requirements.lock
+	touch $(PACKAGES)
+
+$(STAMP): $(PACKAGES) pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $(STAMP)
 
