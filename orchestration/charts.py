@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 420, 210
+WIDTH, HEIGHT = 540, 210
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 20, 34
 
 
@@ -24,7 +24,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a chart; equal lengths."""
+    """One line of a chart; equal lengths. Curves of one label share a colour; each has its own trend."""
 
     label: str
     x: tuple[float, ...]
@@ -79,7 +79,7 @@ def histogram(kept: Sequence[float], rejected: Sequence[float], limits: Sequence
     return _svg(WIDTH, parts)
 
 
-def curves(lines: Sequence[Curve], bands: Sequence[Band], x_label: str, y_label: str, width: int = 860) -> str:
+def curves(lines: Sequence[Curve], bands: Sequence[Band], x_label: str, y_label: str, width: int = 1124) -> str:
     """Lines over a shared x axis, each with its trend (running mean over a twentieth of its points). y starts at 0.
 
     Raises ValueError without points.
@@ -91,12 +91,13 @@ def curves(lines: Sequence[Curve], bands: Sequence[Band], x_label: str, y_label:
     frame = _Frame(min(ends), max(ends) if max(ends) > min(ends) else min(ends) + 1, 0, max(y for _, y in points) * 1.08 or 1, width)
     parts = [frame.band(band, index) for index, band in enumerate(bands)]
     parts.append(frame.axes(x_label, y_label))
-    for index, line in enumerate(lines):
-        colour = f"line{index % 4}"
+    labels = list(dict.fromkeys(line.label for line in lines))
+    for line in lines:
+        colour = f"line{labels.index(line.label) % 4}"
         parts.append(frame.path(line.x, line.y, f"{colour} raw"))
         parts.append(frame.path(line.x, _running_mean(line.y, max(1, len(line.y) // 20)), f"{colour} trend"))
-    if len(lines) > 1:
-        parts += _legend([line.label for line in lines], width)
+    if len(labels) > 1:
+        parts += _legend(labels)
     return _svg(width, parts)
 
 
@@ -168,14 +169,13 @@ def _running_mean(values: Sequence[float], half: int) -> list[float]:
     return means
 
 
-def _legend(labels: Sequence[str], width: int) -> list[str]:
-    parts = []
-    x = float(width - RIGHT)
-    for index, label in reversed(list(enumerate(labels))):
-        x -= 6.2 * len(label)
-        parts.append(f'<text x="{x:.0f}" y="{TOP + 12}">{escape(label)}</text>')
-        parts.append(f'<line class="line{index % 4} trend" x1="{x - 20:.0f}" x2="{x - 5:.0f}" y1="{TOP + 8}" y2="{TOP + 8}"/>')
-        x -= 34
+def _legend(labels: Sequence[str]) -> list[str]:
+    """Below the axis, from the left."""
+    parts, x = [], float(LEFT)
+    for index, label in enumerate(labels):
+        parts.append(f'<line class="line{index % 4} trend" x1="{x:.0f}" x2="{x + 15:.0f}" y1="{HEIGHT - 8}" y2="{HEIGHT - 8}"/>')
+        parts.append(f'<text x="{x + 20:.0f}" y="{HEIGHT - 4}">{escape(label)}</text>')
+        x += 40 + 6.2 * len(label)
     return parts
 
 

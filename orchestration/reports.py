@@ -310,7 +310,7 @@ def _thumb(row: dict[str, Any], workspace: Workspace, motion: Rule | None) -> Th
     score = None if motion is None else row[motion.column]
     lines.append(" · ".join(part for part in (f"motion {score:.2f}" if score is not None else "", row["camera_move"] or "") if part))
     if row["reject_reason"]:
-        lines.append(row["reject_reason"])
+        lines.append(f"{row['state']}: {row['reject_reason']}")
     image = data_url(path, THUMB_WIDTH_PX) if path.is_file() else ""
     return Thumb(image, f"{row['clip_id']}\n{row['uri']}\n{row['caption'] or ''}", tuple(line for line in lines if line))
 
@@ -375,20 +375,20 @@ def loss_chart(title: str, entries: list[dict[str, Any]]) -> Chart | None:
     for entry in entries:
         phases.setdefault(str(entry.get("phase") or ""), []).append(entry)
     bands: list[Band] = []
-    lines: dict[str, tuple[list[float], list[float]]] = {}
+    lines: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
     offset = 0.0
     for phase, members in phases.items():
         start = offset
         first = min(entry["train_step"] for entry in members)
         base = offset - first + 1 if first <= offset else 0.0  # train_step counts within a phase, or over all of them
         for entry in members:
-            xs, ys = lines.setdefault(str(entry.get("modality") or "video"), ([], []))
+            xs, ys = lines.setdefault((phase, str(entry.get("modality") or "video")), ([], []))
             xs.append(base + entry["train_step"])
             ys.append(entry["loss"])
             offset = max(offset, xs[-1])
         if phase:
             bands.append(Band(phase, start, offset))
-    order = [Curve(label, tuple(xs), tuple(ys)) for label, (xs, ys) in lines.items()]
+    order = [Curve(modality, tuple(xs), tuple(ys)) for (_, modality), (xs, ys) in lines.items()]
     first_loss, last_loss = entries[0]["loss"], entries[-1]["loss"]
     about = f"{len(entries)} logged train_steps; first {first_loss:.3g}, last {last_loss:.3g}. Thin: as logged. Thick: running mean."
     return Chart(f"{title}: training loss", Markup(curves(order, bands, "train_step", "loss")), about)
