@@ -381,8 +381,9 @@ def test_phases_follow_each_other_whether_train_steps_restart_or_not(restarts: b
         ]
     chart = loss_chart("Stage II", entries)
     assert chart is not None
-    xs = [float(point.split(",")[0]) for point in re.findall(r'class="line0 raw" points="([^"]+)"', chart.svg)[0].split()]
-    assert len(xs) == 20 and xs == sorted(xs) and len(set(xs)) == 20
+    lines = re.findall(r'class="line0 raw" points="([^"]+)"', chart.svg)
+    xs = [float(point.split(",")[0]) for line in lines for point in line.split()]
+    assert len(lines) == 2 and len(xs) == 20 and xs == sorted(xs) and len(set(xs)) == 20
     assert loss_chart("Stage II", []) is None
 
 
