@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from curation.config import Rule
 from orchestration.charts import Band, Curve, Limit, curves, histogram
@@ -112,7 +113,13 @@ def build_report(workspace: Workspace, recipe: Recipe) -> Path:
     _training(page, workspace, states)
     _evaluation(page, workspace, done)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"bytes": format_bytes, "seconds": format_seconds, "number": format_number, "words": _words}
+    environment.filters |= {
+        "breakable": _breakable,
+        "bytes": format_bytes,
+        "seconds": format_seconds,
+        "number": format_number,
+        "words": _words,
+    }
     write_atomically(workspace.report_html, environment.from_string(TEMPLATE.read_text()).render(page=page))
     return workspace.report_html
 
@@ -395,18 +402,10 @@ def loss_chart(title: str, entries: list[dict[str, Any]]) -> Chart | None:
 
 
 def _validation(values: dict[str, Any]) -> dict[str, Any]:
-    """before, after, fall, and the bins as rows where there are any."""
+    """before, after, fall; and the bins (timesteps, or places on the path) as rows."""
     before, after = values["before"], values["after"]
-    bins = values.get("by_bin")
-    rows = []
-    if isinstance(bins, dict) and set(bins) == {"before", "after"}:
-        pairs = zip(_items(bins["before"]), _items(bins["after"]), strict=True)
-        rows = [{"bin": key, "before": old, "after": new} for (key, old), (_, new) in pairs]
-    return {"before": before, "after": after, "fall": 1 - after / before, "bins": rows, "bin_name": values.get("bin_name", "bin")}
-
-
-def _items(values: Any) -> list[tuple[str, float]]:
-    return list(values.items()) if isinstance(values, dict) else [(str(index), value) for index, value in enumerate(values)]
+    bins = [{"bin": name, **pair} for name, pair in (values.get("by_bin") or {}).items()]
+    return {"before": before, "after": after, "fall": 1 - after / before, "samples": values.get("samples"), "bins": bins}
 
 
 # ---- evaluation ------------------------------------------------------------------------------------------------------
@@ -441,6 +440,11 @@ def data_url(path: Path, width_px: int) -> str:
 
 def _words(key: str) -> str:
     return str(key).replace("_", " ")
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may be broken before its capitals and at its dashes."""
+    return Markup(re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=-)", "<wbr>", str(escape(name))))
 
 
 def format_number(value: Any) -> str:

@@ -121,7 +121,9 @@ def write_training(folder: Path, stage: str, phases: dict[str, int], modality: s
             loss = 0.3 + 0.9 * np.exp(-step / 30) + 0.05 * draws.normal()
             lines.append({"stage": stage, "phase": phase, "train_step": step, "loss": float(loss), "modality": kind})
     (folder / "losses.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "validation.json").write_text(json.dumps({"before": 1.2, "after": 0.5}))
+    (folder / "validation.json").write_text(
+        json.dumps({"before": 1.2, "after": 0.5, "samples": 4, "by_bin": {"t 0.5": {"before": 1.3, "after": 0.4567}}})
+    )
 
 
 def results() -> Results:
@@ -225,7 +227,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Recipe, 
 class Page(HTMLParser):
     """Addresses, anchors and open elements of a page."""
 
-    VOID = frozenset(["meta", "img", "br"])
+    VOID = frozenset(["meta", "img", "br", "wbr"])
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -269,10 +271,11 @@ def test_every_section_is_filled(whole: tuple[Workspace, Recipe, str]) -> None:
         assert words in text
     for job in JOBS:
         assert f"<b>{job.name}</b>" in text and f"logs/run1/{job.name}.log" in text
-    for name in ("HunyuanVideo", "FlashVideo 24fps", "sel-0123456789ab", "PatchPcaAutoencoder (stand-in for AutoencoderKLCogVideoX)"):
+    for name in ("Hunyuan<wbr>Video", "Flash<wbr>Video 24fps", "sel-0123456789ab", "PatchPcaAutoencoder (stand-in for AutoencoderKLCogVideoX)"):
         assert name in text
     for phase in ("image_patches", "mixed_patches", "full_resolution", "preference"):
         assert f"<title>{phase}</title>" in text
+    assert "t 0.5" in text and "0.4567" in text
     assert "control: an untrained model must fail" in text and ">pass<" in text and ">fail<" in text
 
 
