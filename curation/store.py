@@ -346,7 +346,8 @@ class Store:
             yield
 
     def _merge(self, dataset: Any, table: str) -> Any:
-        return dataset.merge_insert(list(KEYS[table])).conflict_retries(COMMIT_RETRIES).retry_timeout(COMMIT_TIMEOUT)
+        # With an index on the key, pylance 14.0.2 joins inside a 300 MB pool that cannot spill: 200 k rows x 8 columns fail.
+        return dataset.merge_insert(list(KEYS[table])).use_index(False).conflict_retries(COMMIT_RETRIES).retry_timeout(COMMIT_TIMEOUT)
 
     def _card_path(self, name: str) -> Path:
         if not self._is_local:

@@ -54,8 +54,9 @@ class Selection:
     """The clips with their verdicts: every column of FACTS, of the rules, and of WRITES."""
 
     before: pa.Table
-    """As the table has them, same rows and order."""
+    """As the table has them."""
     clips: pa.Table
+    """The same rows in the same order."""
     funnel: list[policy.RuleCount]
     split: policy.Split
     lineage: Lineage
@@ -67,7 +68,12 @@ class Selection:
     @cached_property
     def digest(self) -> str:
         """16 hex over what training reads of the selection: clip, caption, split, subsets of the kept clips."""
-        return _content_hash(self.kept, RELEASED)
+        return _content_hash(self.by_id([*RELEASED]), RELEASED)
+
+    def by_id(self, columns: Sequence[str]) -> pa.Table:
+        """Columns of the kept clips in the order of clip_id; the rows themselves come in the engine's order."""
+        wanted = list(dict.fromkeys(["clip_id", *columns]))
+        return self.kept.select(wanted).sort_by([("clip_id", "ascending")]).select(list(columns)).combine_chunks()
 
 
 def run(context: JobContext) -> Report:
@@ -94,7 +100,7 @@ def run(context: JobContext) -> Report:
 def select(store: Store, config: PolicyConfig) -> Selection:
     """The policy applied to the newest clips; writes nothing."""
     columns = list(dict.fromkeys([*FACTS, *policy.columns_of(config.rules), *WRITES]))
-    before = store.read("clips", columns)
+    before = store.read("clips", columns, ordered=False)
     uris, unusable = _sources_of(store, before)
     errors = store.read("errors", ["clip_id"], "resolved = false and clip_id is not null")
     verdicts = policy.judge(before, config.rules, set(errors["clip_id"].to_pylist()), unusable)
@@ -128,10 +134,10 @@ def release(store: Store, selection: Selection, config: PolicyConfig) -> Tag:
     """
     kept = selection.kept
     scores = sorted({rule.column for rule in config.rules} | {"motion_proxy", "motion_raft"})
-    base = "sel-" + fingerprint(selection.digest, _content_hash(kept, scores), selection.lineage.run_id)[:12]
+    base = "sel-" + fingerprint(selection.digest, _content_hash(selection.by_id(scores), scores), selection.lineage.run_id)[:12]
     known, name, number = store.tags(), base, 1
     while name in known:
-        if store.read("clips", ["clip_id", "uri"], "state = 'kept'", tag=name).equals(kept.select(["clip_id", "uri"])):
+        if store.read("clips", ["clip_id", "uri"], "state = 'kept'", tag=name).equals(selection.by_id(["clip_id", "uri"])):
             return known[name]
         number += 1
         name = f"{base}-{number}"
