@@ -31,6 +31,11 @@ SHEET_CLIPS = 12
 """Clips on one contact sheet."""
 THUMB_WIDTH_PX = 240
 PICTURE_WIDTH_PX = 1400
+HEADLINES = {
+    "precompute_latents.codec_psnr_db": "autoencoder's PSNR, dB",
+    "generate.videos_generated": "videos generated",
+}
+"""job.key of a report's headline -> label of the run's headline; evaluate's are all shown as they are."""
 ERROR_ROWS = 200
 """Rows of the errors table that are printed; the rest is counted."""
 
@@ -135,8 +140,10 @@ def headline(workspace: Workspace, recipe: Recipe, states: list[JobState] | None
     for name, report in reports.items():
         if name == "select":
             lines += _selected(report)
-        else:
-            lines += [(_words(key), format_number(value)) for key, value in report.headline.items() if not isinstance(value, list | dict)]
+        for key, value in report.headline.items():
+            label = HEADLINES.get(f"{name}.{key}") or (key if name == "evaluate" else None)
+            if label is not None and not isinstance(value, list | dict):
+                lines.append((label, format_number(value)))
     if reports:
         peak = max(reports.values(), key=lambda report: report.peak_memory_bytes)
         lines.append(("time in jobs", format_seconds(sum(report.seconds for report in reports.values()))))
@@ -180,6 +187,7 @@ def _job(state: JobState) -> dict[str, Any]:
         "state": state.state,
         "fingerprint": state.fingerprint,
         "report": report,
+        "recorded": [(key, value) for key, value in report.headline.items() if not isinstance(value, list | dict)] if report else [],
         "counts": [(key, value) for key, value in report.counts.items() if not key.startswith("rejected by ")] if report else [],
     }
 
