@@ -194,7 +194,7 @@ def probe(uri: str) -> Probe:
 
 
 def _first_frame(container: Any, stream: Any, uri: str) -> av.VideoFrame:
-    for event in _events(container, stream):
+    for event in decode_media(container, stream):
         if event.frame is not None:
             return event.frame
     with open(uri, "rb") as file:
@@ -253,7 +253,7 @@ def _packets(container: Any, stream: Any) -> Iterator[Any]:
             yield packet
 
 
-def _events(container: Any, stream: Any) -> Iterator[Decoded]:
+def decode_media(container: Any, stream: Any) -> Iterator[Decoded]:
     """Every frame and every refused packet, in decoding order, from where the container stands."""
     stream.thread_type = "AUTO"
     stream.codec_context.thread_count = DECODER_THREADS
@@ -297,7 +297,7 @@ class _Clock:
 def decode(uri: str) -> Iterator[Decoded]:
     """The whole file, once, in order. Raises MediaError when it cannot be opened; damage inside is yielded."""
     with open_media(uri) as (container, stream):
-        yield from _events(container, stream)
+        yield from decode_media(container, stream)
 
 
 def frame_geometry(frame: av.VideoFrame, stream: Any) -> Geometry:
@@ -442,7 +442,7 @@ def _from(container: Any, stream: Any, start_us: int) -> Iterator[Decoded]:
     if start_us > 0:
         try:
             container.seek(int(Fraction(start_us, MICROSECONDS) / stream.time_base), backward=True, stream=stream)
-            events = _events(container, stream)
+            events = decode_media(container, stream)
             first = next((event for event in events if event.frame is not None and not event.corrupt), None)
             if first is not None and first.time_us <= start_us + TIME_TOLERANCE_US:
                 yield first
@@ -451,7 +451,7 @@ def _from(container: Any, stream: Any, start_us: int) -> Iterator[Decoded]:
         except av.error.FFmpegError:
             pass  # no index: read from the beginning
         container.seek(0, backward=True, any_frame=False)
-    yield from _events(container, stream)
+    yield from decode_media(container, stream)
 
 
 def cover_and_crop(frame: av.VideoFrame, geometry: Geometry, height: int, width: int) -> np.ndarray:
