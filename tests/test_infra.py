@@ -246,6 +246,21 @@ def test_prefect_reads_its_own_files_as_meant():
     inspect.signature(getattr(importlib.import_module(module), function)).bind(**arguments)
 
 
+def test_the_server_takes_what_prefects_client_sends():
+    """Prefect 3.8.8's client sends null where a number is left out; FastAPI >= 0.151 refuses that (422 on `prefect deploy`)."""
+    from fastapi import Body, FastAPI
+    from fastapi.testclient import TestClient
+
+    app = FastAPI()
+
+    @app.post("/filter")
+    def limit_of(limit: int = Body(200, embed=True)) -> int:
+        return limit
+
+    answer = TestClient(app).post("/filter", json={"limit": None})
+    assert (answer.status_code, answer.json()) == (200, 200), "pin fastapi<0.151 and run make setup"
+
+
 def test_the_work_pool_is_prefects_template_with_our_defaults():
     from prefect.workers.process import ProcessWorker
 
