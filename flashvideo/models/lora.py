@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from flashvideo.config import LoraConfig, TransformerConfig
 from flashvideo.models.transformer import CogVideoXTransformer, build_transformer, load_transformer
-from flashvideo.models.weight_files import WeightsError, check_keys, read_config, read_tensors, write_folder
+from flashvideo.models.weight_files import WeightsError, check_keys, read_config, read_tensors, write_config, write_folder
 
 log = logging.getLogger("flashvideo")
 
@@ -191,11 +190,7 @@ def merge_lora(model: CogVideoXTransformer) -> CogVideoXTransformer:
 
 def save_base(folder: Path | str, config: TransformerConfig, weights: str | None) -> None:
     """Writes base.json: what the adapter beside it adapts, a folder of weights, or (None) `config.seed`'s random draw."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f".base.json.{os.getpid()}.part"
-    beside.write_text(json.dumps({"transformer": config.model_dump(mode="json"), "weights": weights}, indent=1))
-    os.replace(beside, folder / "base.json")
+    write_config(Path(folder), {"transformer": config.model_dump(mode="json"), "weights": weights}, "base.json")
 
 
 def load_stage1(folder: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> CogVideoXTransformer:

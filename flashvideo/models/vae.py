@@ -24,6 +24,7 @@ from flashvideo.models.weight_files import (
     read_tensors,
     state_identity,
     weight_paths,
+    write_config,
     write_folder,
 )
 
@@ -172,9 +173,7 @@ class CogVideoXAutoencoder:
         """Writes pointer.json with the folder that holds the weights (they are not copied)."""
         if self._folder is None:
             raise WeightsError("this autoencoder was not loaded from a folder, so there is nothing to point to")
-        write_folder(
-            folder, {"kind": "cogvideox", "identity": self.identity, "weights": str(self._folder)}, {}, "empty.safetensors", "pointer.json"
-        )
+        write_config(folder, {"kind": "cogvideox", "identity": self.identity, "weights": str(self._folder)}, "pointer.json")
 
 
 # ---- the stand-in ------------------------------------------------------------------------------------------------

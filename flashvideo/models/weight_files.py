@@ -60,9 +60,15 @@ def write_folder(folder: Path, config: Mapping[str, Any], state: Mapping[str, Te
     beside = folder / f".{name}.{os.getpid()}.part"
     save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, beside, metadata={"format": "pt"})
     os.replace(beside, folder / name)
-    beside = folder / f".{config_name}.{os.getpid()}.part"
-    beside.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    os.replace(beside, folder / config_name)
+    write_config(folder, config, config_name)
+
+
+def write_config(folder: Path, values: Mapping[str, Any], name: str = "config.json") -> None:
+    """A JSON file, written beside and renamed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = folder / f".{name}.{os.getpid()}.part"
+    beside.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    os.replace(beside, folder / name)
 
 
 def check_keys(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str) -> None:
