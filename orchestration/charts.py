@@ -9,6 +9,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import TypeAlias
+
+import numpy as np
+
+Values: TypeAlias = Sequence[float] | np.ndarray
 
 WIDTH, HEIGHT = 540, 210
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 20, 34
@@ -51,19 +56,17 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def histogram(kept: Sequence[float], rejected: Sequence[float], limits: Sequence[Limit], unit: str, bins: int = 24) -> str:
+def histogram(kept: Values, rejected: Values, limits: Sequence[Limit], unit: str, bins: int = 24) -> str:
     """Counts of values in bins, kept below rejected, with a line at each limit. Raises ValueError without values."""
-    values = [*kept, *rejected]
-    if not values:
+    if not len(kept) and not len(rejected):
         raise ValueError("a histogram needs at least one value")
-    edges = [*values, *(limit.value for limit in limits)]
-    low, high = min(edges), max(edges)
+    ends = [float(end) for group in (kept, rejected) if len(group) for end in (np.min(group), np.max(group))]
+    ends += [limit.value for limit in limits]
+    low, high = min(ends), max(ends)
     margin = (high - low) * 0.02 or max(abs(high) * 0.05, 0.5)
     low, high = (0.0 if 0 <= low < margin * 5 else low - margin), high + margin
-    counts = [[0, 0] for _ in range(bins)]
-    for group, members in enumerate((kept, rejected)):
-        for value in members:
-            counts[min(bins - 1, int((value - low) / (high - low) * bins))][group] += 1
+    stacks = [np.histogram(group, bins, (low, high))[0].tolist() for group in (kept, rejected)]
+    counts = list(zip(*stacks, strict=True))
     top = max(sum(pair) for pair in counts)
     frame = _Frame(low, high, 0, top * 1.08)
     parts = [frame.axes(unit, "clips")]

@@ -6,11 +6,8 @@ Works for a run in any state: a section whose job is not done says which command
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,53 +16,19 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from curation.config import Rule
-from orchestration.charts import Band, Curve, Limit, curves, histogram
+from orchestration.charts import Band, Curve, curves
+from orchestration.report_data import Chart, DataPart, data_url, read_data
 from pipelines.artifacts import JobState, Report, Workspace, write_atomically
 from pipelines.plan import JOB_NAMES
 from pipelines.recipe import Recipe, dump
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-HISTOGRAM_COLUMNS = ("motion_proxy", "motion_raft", "aesthetic_proxy", "aesthetic", "piqe", "musiq")
-SHEET_CLIPS = 12
-"""Clips on one contact sheet."""
-THUMB_WIDTH_PX = 240
 PICTURE_WIDTH_PX = 1400
 HEADLINES = {
     "precompute_latents.codec_psnr_db": "autoencoder's PSNR, dB",
     "generate.videos_generated": "videos generated",
 }
 """job.key of a report's headline -> label of the run's headline; evaluate's are all shown as they are."""
-ERROR_ROWS = 200
-"""Rows of the errors table that are printed; the rest is counted."""
-
-
-@dataclass(frozen=True)
-class Thumb:
-    """One clip on a contact sheet."""
-
-    image: str
-    """data: URL; empty where the picture is missing."""
-    title: str
-    lines: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A contact sheet."""
-
-    title: str
-    about: str
-    thumbs: tuple[Thumb, ...]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A drawing with its caption."""
-
-    title: str
-    svg: Markup
-    about: str
 
 
 @dataclass
@@ -79,20 +42,12 @@ class Page:
     facts: list[tuple[str, str]]
     headline: list[tuple[str, str]]
     jobs: list[dict[str, Any]]
+    data: DataPart
     stand_ins: list[tuple[str, str]] = field(default_factory=list)
-    tables: list[dict[str, Any]] = field(default_factory=list)
-    rules: list[dict[str, Any]] = field(default_factory=list)
-    states: list[tuple[str, int]] = field(default_factory=list)
-    histograms: list[Chart] = field(default_factory=list)
-    sheets: list[Sheet] = field(default_factory=list)
-    errors: list[dict[str, Any]] = field(default_factory=list)
-    error_counts: list[dict[str, Any]] = field(default_factory=list)
     losses: list[Chart] = field(default_factory=list)
     validation: list[dict[str, Any]] = field(default_factory=list)
     pictures: list[dict[str, Any]] = field(default_factory=list)
     results: dict[str, Any] | None = None
-    tags: list[dict[str, Any]] = field(default_factory=list)
-    runs: list[dict[str, Any]] = field(default_factory=list)
     versions: list[tuple[str, str]] = field(default_factory=list)
     warnings: list[tuple[str, str]] = field(default_factory=list)
     recipe_json: str = ""
@@ -110,11 +65,13 @@ def build_report(workspace: Workspace, recipe: Recipe) -> Path:
         facts=_facts(states, workspace, recipe),
         headline=headline(workspace, recipe, states),
         jobs=[_job(state) for state in states],
+        data=read_data(workspace, recipe),
         recipe_json=dump(recipe),
     )
     done = {state.spec.name: state for state in states if state.report is not None}
     _provenance(page, states)
-    _curation(page, workspace, recipe)
+    if page.data.tags:
+        page.facts.append(("dataset tag", page.data.tags[0]["name"]))
     _training(page, workspace, states)
     _evaluation(page, workspace, done)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -207,153 +164,6 @@ def _provenance(page: Page, states: list[JobState]) -> None:
     page.stand_ins = list(models)
 
 
-def _curation(page: Page, workspace: Workspace, recipe: Recipe) -> None:
-    """Tables, funnel, histograms, contact sheets, errors, releases: everything that the store knows."""
-    from curation.store import MissingStoreError, Store
-
-    try:
-        store = Store.open(workspace.store, create=False)
-    except MissingStoreError:
-        page.missing["data"] = f"There is no store yet. It is made by: flashvideo curate --root {workspace.root}"
-        return
-    page.tables = [{"name": name, "rows": store.count(name), "version": store.version(name)} for name in ("sources", "clips", "captions")]
-    page.tags = [
-        {"name": tag.name, "version": tag.version, "note": tag.note, "card": tag.card} for tag in reversed(list(store.tags().values()))
-    ]
-    if page.tags:
-        page.facts.append(("dataset tag", page.tags[0]["name"]))
-    _errors(page, store)
-    page.runs = store.read("runs").drop_columns(["time"]).to_pylist()
-    clips = store.read("clips", list(_clip_columns(recipe)))
-    if clips.num_rows == 0:
-        page.missing["data"] = f"The table of clips is empty. It is filled by: flashvideo curate --root {workspace.root}"
-        return
-    rows = clips.to_pylist()
-    _funnel(page, clips, recipe)
-    _histograms(page, rows, recipe)
-    _sheets(page, rows, workspace, recipe)
-
-
-def _clip_columns(recipe: Recipe) -> list[str]:
-    """Columns of clips that the page reads: small ones, each once."""
-    rules = [rule.column for rule in recipe.curation.policy.rules]
-    shown = ["clip_id", "uri", "media_type", "start_us", "end_us", "state", "reject_reason", "split", "camera_move", "caption", "subsets"]
-    return list(dict.fromkeys([*shown, *HISTOGRAM_COLUMNS, *rules]))
-
-
-def _funnel(page: Page, clips: Any, recipe: Recipe) -> None:
-    from curation.policy import funnel
-
-    page.rules = [
-        {
-            "rule": count.rule,
-            "condition": count.condition,
-            "unit": count.unit,
-            "judged": count.judged,
-            "unknown": count.unknown,
-            "alone": count.rejected_alone,
-            "first": count.rejected_first,
-            "left": count.left,
-            "share": count.left / clips.num_rows,
-        }
-        for count in funnel(clips, recipe.curation.policy.rules)
-    ]
-    states = clips["state"].to_pylist()
-    page.states = [(state or "new", states.count(state)) for state in sorted(set(states), key=str)]
-
-
-def _histograms(page: Page, rows: list[dict[str, Any]], recipe: Recipe) -> None:
-    for column in HISTOGRAM_COLUMNS:
-        kept = [row[column] for row in rows if row[column] is not None and row["state"] == "kept"]
-        rejected = [row[column] for row in rows if row[column] is not None and row["state"] != "kept"]
-        if not kept and not rejected:
-            continue
-        limits = [
-            Limit(value, f"{rule.name} {sign} {value:g}")
-            for rule in recipe.curation.policy.rules
-            if rule.column == column
-            for value, sign in ((rule.at_least, "≥"), (rule.at_most, "≤"))
-            if value is not None
-        ]
-        unknown = len(rows) - len(kept) - len(rejected)
-        about = f"{len(kept)} kept, {len(rejected)} not kept" + (f", {unknown} unknown" if unknown else "")
-        page.histograms.append(Chart(column, Markup(histogram(kept, rejected, limits, _unit(column))), about))
-
-
-def _unit(column: str) -> str:
-    from curation.schema import CLIPS
-
-    return (CLIPS.field(column).metadata or {}).get(b"unit", b"").decode()
-
-
-def _sheets(page: Page, rows: list[dict[str, Any]], workspace: Workspace, recipe: Recipe) -> None:
-    """Kept clips; clips just below and just above the motion threshold."""
-    kept = [row for row in rows if row["state"] == "kept"]
-    motion = _motion_rule(recipe)
-    shown = spread(kept, SHEET_CLIPS)
-    about = f"{len(shown)} of {len(kept)}, evenly from all kept clips"
-    page.sheets.append(Sheet("Kept", about, tuple(_thumb(row, workspace, motion) for row in shown)))
-    if motion is None or motion.at_least is None:
-        page.missing["motion sheets"] = "The policy has no motion rule with at_least, so there is no threshold to look around."
-        return
-    limit = motion.at_least
-    judged = [row for row in rows if row[motion.column] is not None and row["media_type"] == "video"]
-    below = sorted((row for row in judged if row[motion.column] < limit), key=lambda row: -row[motion.column])[:SHEET_CLIPS]
-    above = sorted((row for row in judged if row[motion.column] >= limit), key=lambda row: row[motion.column])[:SHEET_CLIPS]
-    for side, chosen in (("below", below), ("above", above)):
-        about = f"{motion.column} nearest {side} {limit:g} {_unit(motion.column)}"
-        page.sheets.append(Sheet(f"Just {side} the motion threshold", about, tuple(_thumb(row, workspace, motion) for row in chosen)))
-
-
-def _motion_rule(recipe: Recipe) -> Rule | None:
-    return next((rule for rule in recipe.curation.policy.rules if rule.column.startswith("motion")), None)
-
-
-def spread(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """At most `count` rows, evenly over the sequence."""
-    if len(rows) <= count:
-        return list(rows)
-    return [rows[index * len(rows) // count] for index in range(count)]
-
-
-def _thumb(row: dict[str, Any], workspace: Workspace, motion: Rule | None) -> Thumb:
-    path = workspace.tracks / "thumbs" / f"{row['clip_id']}.jpg"
-    seconds = (
-        f"{row['start_us'] / 1e6:.2f}–{row['end_us'] / 1e6:.2f} s" if row["start_us"] is not None and row["media_type"] == "video" else ""
-    )
-    lines = [f"{Path(row['uri']).name} {seconds}".strip()]
-    score = None if motion is None else row[motion.column]
-    lines.append(" · ".join(part for part in (f"motion {score:.2f}" if score is not None else "", row["camera_move"] or "") if part))
-    if row["reject_reason"]:
-        lines.append(f"{row['state']}: {row['reject_reason']}")
-    image = data_url(path, THUMB_WIDTH_PX) if path.is_file() else ""
-    return Thumb(image, f"{row['clip_id']}\n{row['uri']}\n{row['caption'] or ''}", tuple(line for line in lines if line))
-
-
-def _errors(page: Page, store: Any) -> None:
-    rows = store.read("errors").to_pylist()
-    counts: dict[tuple[str, str], list[int]] = {}
-    for row in rows:
-        entry = counts.setdefault((row["job"], row["code"]), [0, 0])
-        entry[bool(row["resolved"])] += 1
-    page.error_counts = [{"job": job, "code": code, "open": n[0], "resolved": n[1]} for (job, code), n in sorted(counts.items())]
-    rows.sort(key=lambda row: (bool(row["resolved"]), row["job"], row["code"], row["uri"] or ""))
-    page.errors = [
-        {
-            "code": row["code"],
-            "file": Path(row["uri"]).name if row["uri"] else "",
-            "uri": row["uri"] or "",
-            "clip": row["clip_id"] or "",
-            "job": row["job"],
-            "message": row["message"],
-            "resolved": bool(row["resolved"]),
-        }
-        for row in rows[:ERROR_ROWS]
-    ]
-    if len(rows) > ERROR_ROWS:
-        page.missing["errors"] = f"{len(rows) - ERROR_ROWS} more rows: flashvideo query --table errors"
-
-
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
@@ -428,19 +238,6 @@ def _evaluation(page: Page, workspace: Workspace, done: dict[str, JobState]) -> 
     folder = workspace.folder("evaluate", state.fingerprint)
     page.results = json.loads((folder / "results.json").read_text())
     page.pictures = [{**picture, "image": data_url(folder / picture["file"], PICTURE_WIDTH_PX)} for picture in page.results["pictures"]]
-
-
-def data_url(path: Path, width_px: int) -> str:
-    """The picture as a data: URL, JPEG, at most `width_px` wide."""
-    from PIL import Image
-
-    with Image.open(path) as source:
-        image = source.convert("RGB")
-    if image.width > width_px:
-        image = image.resize((width_px, round(image.height * width_px / image.width)), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 # ---- words and numbers -----------------------------------------------------------------------------------------------

@@ -34,7 +34,8 @@ from flashvideo.evaluation.results import (
     verdict,
 )
 from orchestration.charts import Band, Curve, Limit, curves, histogram, ticks
-from orchestration.reports import build_report, format_bytes, format_number, format_seconds, headline, loss_chart, spread
+from orchestration.report_data import spread
+from orchestration.reports import build_report, format_bytes, format_number, format_seconds, headline, loss_chart
 from pipelines.artifacts import Report, Workspace
 from pipelines.plan import JOBS
 from pipelines.recipe import Recipe, load
@@ -271,7 +272,12 @@ def test_every_section_is_filled(whole: tuple[Workspace, Recipe, str]) -> None:
         assert words in text
     for job in JOBS:
         assert f"<b>{job.name}</b>" in text and f"logs/run1/{job.name}.log" in text
-    for name in ("Hunyuan<wbr>Video", "Flash<wbr>Video 24fps", "sel-0123456789ab", "PatchPcaAutoencoder (stand-in for AutoencoderKLCogVideoX)"):
+    for name in (
+        "Hunyuan<wbr>Video",
+        "Flash<wbr>Video 24fps",
+        "sel-0123456789ab",
+        "PatchPcaAutoencoder (stand-in for AutoencoderKLCogVideoX)",
+    ):
         assert name in text
     for phase in ("image_patches", "mixed_patches", "full_resolution", "preference"):
         assert f"<title>{phase}</title>" in text
@@ -398,4 +404,4 @@ def test_words_and_numbers() -> None:
         and format_number(None) == "–"
         and format_number(True) == "yes"
     )
-    assert [row["n"] for row in spread([{"n": n} for n in range(10)], 3)] == [0, 3, 6]
+    assert spread(pa.chunked_array([list("abcdefghij")]), 3) == ["a", "d", "g"]
