@@ -24,6 +24,7 @@ from pipelines.recipe import Recipe, dump
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 PICTURE_WIDTH_PX = 1400
+STAGES = {"train_stage1": "Stage I", "train_stage2": "Stage II"}
 HEADLINES = {
     "precompute_latents.codec_psnr_db": "autoencoder's PSNR, dB",
     "generate.videos_generated": "videos generated",
@@ -101,6 +102,8 @@ def headline(workspace: Workspace, recipe: Recipe, states: list[JobState] | None
             label = HEADLINES.get(f"{name}.{key}") or (key if name == "evaluate" else None)
             if label is not None and not isinstance(value, list | dict):
                 lines.append((label, format_number(value)))
+        if name in STAGES and "evaluate" not in reports and "validation_fall" in report.headline:
+            lines.append((f"{STAGES[name]}: fall of validation loss", f"{100 * report.headline['validation_fall']:.0f} %"))
     if reports:
         peak = max(reports.values(), key=lambda report: report.peak_memory_bytes)
         lines.append(("time in jobs", format_seconds(sum(report.seconds for report in reports.values()))))
@@ -152,16 +155,16 @@ def _job(state: JobState) -> dict[str, Any]:
 def _provenance(page: Page, states: list[JobState]) -> None:
     """Versions, warnings, and what stands in for what."""
     versions: dict[str, set[str]] = {}
-    models: dict[tuple[str, str], None] = {}
+    models: dict[str, str] = {}
     for state in states:
         if state.report is None:
             continue
         for package, version in state.report.versions.items():
             versions.setdefault(package, set()).add(version)
-        models |= dict.fromkeys(state.report.models.items())
+        models |= state.report.models  # a later job names a role more exactly
         page.warnings += [(state.spec.name, warning) for warning in state.report.warnings]
     page.versions = [(package, ", ".join(sorted(found))) for package, found in sorted(versions.items())]
-    page.stand_ins = list(models)
+    page.stand_ins = list(models.items())
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
@@ -169,7 +172,7 @@ def _provenance(page: Page, states: list[JobState]) -> None:
 
 def _training(page: Page, workspace: Workspace, states: list[JobState]) -> None:
     """Loss curves and fixed-noise validation of both stages, also of a job that is still running."""
-    for job, title in (("train_stage1", "Stage I"), ("train_stage2", "Stage II")):
+    for job, title in STAGES.items():
         state = next(state for state in states if state.spec.name == job)
         folder = workspace.folder(job, state.fingerprint) if state.fingerprint else None
         losses = _one(folder, "losses.jsonl")
@@ -182,7 +185,8 @@ def _training(page: Page, workspace: Workspace, states: list[JobState]) -> None:
             page.losses.append(chart)
         validation = _one(folder, "validation.json")
         if validation is not None:
-            page.validation.append({"stage": title, **_validation(json.loads(validation.read_text()))})
+            by_phase = state.report.headline.get("validation_by_phase", {}) if state.report is not None else {}
+            page.validation.append({"stage": title, "by_phase": by_phase, **_validation(json.loads(validation.read_text()))})
 
 
 def _one(folder: Path | None, name: str) -> Path | None:

@@ -311,8 +311,8 @@ def _dimensions(stages: dict[str, QualityRow]) -> tuple[DimensionScore, ...]:
 
 def _learning(context: JobContext) -> list[Gate]:
     """Gates of the two validation losses, from the training jobs' validation.json."""
-    folders = (stage1_folder(context.workspace, context.upstream), stage2_folder(context.workspace, context.upstream))
-    files = [folder / "validation.json" for folder in folders]
+    workspace, reports = context.workspace, context.upstream
+    files = [folder.parent / "validation.json" for folder in (stage1_folder(workspace, reports), stage2_folder(workspace, reports))]
     return learning_gates(*(json.loads(file.read_text()) if file.is_file() else None for file in files))
 
 

@@ -92,7 +92,7 @@ def finish_training(workspace: Workspace, recipe: Recipe, stage2_seed: int = 1) 
     seeded: TransformerConfig = recipe.stage2.transformer.model_copy(update={"seed": stage2_seed})
     save_transformer(CogVideoXTransformer(seeded), stage2)
     for folder, after in ((stage1, 0.5), (stage2, 1.5)):
-        (folder / "validation.json").write_text(json.dumps({"before": 2.0, "after": after}))
+        (folder.parent / "validation.json").write_text(json.dumps({"before": 2.0, "after": after}))
     return reports
 
 
