@@ -45,8 +45,8 @@ FACTS = (
 )
 """Columns that selecting reads besides those of the rules and its own."""
 WRITES = ("uri", "split", "state", "reject_reason", "reject_mask", "subsets", "select_run")
-RELEASED = ("clip_id", "caption", "split", "subsets")
-"""Columns whose values, over the kept clips, are the digest of the selection."""
+RELEASED = ("clip_id", "caption", "split", "subsets", "motion_proxy", "motion_raft")
+"""Columns whose values, over the kept clips, are the digest of the selection: what training reads (motion becomes Stage II's motion word)."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Selection:
 
     @cached_property
     def digest(self) -> str:
-        """16 hex over what training reads of the selection: clip, caption, split, subsets of the kept clips."""
+        """16 hex over what training reads of the kept clips (RELEASED)."""
         return _content_hash(self.by_id([*RELEASED]), RELEASED)
 
     def by_id(self, columns: Sequence[str]) -> pa.Table:
@@ -168,7 +168,7 @@ def nothing_kept(selection: Selection, rules: Sequence[Rule]) -> str:
     """One line: the funnel's numbers, the rule that removed most, and the setting that would relax it."""
     total = selection.clips.num_rows
     if total == 0:
-        return "select found no clips: no source could be cut into clips. See: flashvideo errors, or table errors of the store"
+        return "select found no clips: no source could be cut into clips. See: flashvideo query --table errors"
     parts = [f"{row.rule} {row.rejected_alone}{f' ({row.unknown} unknown)' if row.unknown else ''}" for row in selection.funnel]
     parts += [f"{reason} {number}" for reason, number in _beside_rules(selection.clips).items() if number]
     line = f"select kept 0 of {total} clips; turned away by each rule alone: {', '.join(parts)}"
@@ -275,7 +275,7 @@ def _warnings(selection: Selection, counts: dict[str, int], config: PolicyConfig
         warnings.append("nothing is held out: the kept clips come from one source (or its duplicates); add a second one")
     if counts["preference"] == 0:
         what = (
-            "no kept clip has a label keep: flashvideo review"
+            "no kept clip has a row with kind keep and value 1 in table labels"
             if config.preference_subset == "labels"
             else "no kept train video has a score"
         )
