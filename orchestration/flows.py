@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, task
+from prefect import flow, get_client, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.exceptions import CancelledRun
-from prefect.states import Cancelled, State
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.states import Cancelled, Crashed, State
 
 from orchestration.jobs import JobCancelled, JobMistake
 from orchestration.runs import Run, find_run, open_run
@@ -95,7 +97,10 @@ def _job(run: Run, name: str) -> None:
         except JobCancelled:
             return Cancelled(message=f"{name} was stopped in order; the same command goes on from here")
 
-    job()
+    state = job(return_state=True)
+    if state.is_cancelled():
+        raise JobCancelled(name)
+    state.result()
 
 
 def _worth_retrying(task: Any, task_run: Any, state: State[Any]) -> bool:
@@ -113,7 +118,7 @@ def _to_the_end(run: Run, *parts: Any) -> State[Any] | None:
     try:
         for part in parts:
             part(run)
-    except CancelledRun as stopped:
+    except JobCancelled as stopped:
         return Cancelled(message=str(stopped))
     return None
 
@@ -139,8 +144,18 @@ def _opened(target: str, root: str, recipe: str, run_id: str | None) -> Iterator
         yield run
 
 
+def _close_abandoned() -> None:
+    """Runs that a `kill -9` left as running on the root's own server are marked as crashed (the lock says they are dead)."""
+    running = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])))
+    with get_client(sync_client=True) as client:
+        for abandoned in client.read_flow_runs(flow_run_filter=running, sort=FlowRunSort.START_TIME_DESC, limit=20):
+            client.set_flow_run_state(abandoned.id, Crashed(message="its process was killed"), force=True)
+
+
 def run_flow(run: Run) -> None:
     """Runs the flow of the run's target. Raises JobFailed, JobMistake or JobCancelled."""
+    if run.prefect is not None:
+        _close_abandoned()
     chosen: dict[str, Any] = {"curate": curate, "retrain": retrain, "generate": evaluate, "evaluate": evaluate}
     function = chosen.get(run.target, train)
     parameters = {"root": str(run.workspace.root), "recipe": str(run.recipe_file), "run_id": run.run_id}

@@ -7,6 +7,7 @@ it went by its exit code: 0 done, 2 a user's mistake (its last line says which),
 from __future__ import annotations
 
 import asyncio
+import logging
 import shlex
 import sys
 import threading
@@ -86,6 +87,7 @@ class RayRunner:
         """`local`: Ray runs on this machine, so its jobs use this interpreter and this working directory."""
         from ray.job_submission import JobSubmissionClient
 
+        logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # it tells of every closed log stream
         self.python = sys.executable if local else "python"
         self._client: JobSubmissionClient = JobSubmissionClient(address)
         self._address, self._grace_s, self._local = address, grace_s, local

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -124,7 +126,9 @@ class Run:
                 self.records[name] = JobRecord("was done", log=state.report.log)
             self.board.end(name, "was done")
             return state.report
-        self.board.begin(name, self.logs / f"{name}.progress.json", "" if self._runner else "waiting for Ray")
+        self.board.begin(
+            name, self.logs / f"{name}.progress.json", "waiting for Ray" if self.ray is not None and self._runner is None else ""
+        )
         runner = self.runner
         self.board.lines[name].note = ""
         log = self.logs / f"{name}.log"
@@ -132,7 +136,7 @@ class Run:
         self._attempt(name, command, log, runner)
         report = self.workspace.states(self.recipe, [name])[-1].report
         if report is None:
-            raise JobFailed(f"{name} ended well but left no report; did its sources change while it ran? (log: {log})")
+            raise JobFailed(f"{name} ended well but left no report; did its sources or the code change while it ran? (log: {log})")
         self.board.end(name, "done")
         return report
 
@@ -208,6 +212,7 @@ def open_run(workspace: Workspace, recipe: Recipe, target: str, run_id: str | No
         run = Run(workspace, recipe, target, run_id, board, MemorySampler())
         _record_recipe(run)
         _OPEN[run_id] = run
+        _heed_signals()
         run.sampler.start()
         outcome = "failed"
         try:
@@ -225,6 +230,13 @@ def open_run(workspace: Workspace, recipe: Recipe, target: str, run_id: str | No
             run.stop_services()
             run.save(outcome)
             del _OPEN[run_id]
+
+
+def _heed_signals() -> None:
+    """Ctrl-C and SIGTERM both stop the run in order, also where a shell started it in the background (SIGINT ignored there)."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _record_recipe(run: Run) -> None:
