@@ -1,0 +1,413 @@
+"""The released checkpoints' names <-> diffusers' layout, strictly and bit for bit.
+
+stage1.pt and stage2.pt hold {"module": {...}} with SwissArmyTransformer (SAT) names, 3d-vae.pt {"state_dict": {...}}.
+Every key is in a table here or on a drop list; any other is an error that names it. Tensors stay memory mapped and are
+written one at a time, so a conversion needs little memory beside the largest tensor.
+Source: the released code's module names and CogVideo's tools/convert_weight_sat2hf.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flashvideo.config import LoraConfig, TransformerConfig
+from flashvideo.models.lora import ADAPTER_FILE, PEFT_PREFIX, peft_config, read_adapter_config
+from flashvideo.models.transformer import WEIGHTS_FILE, config_from_diffusers, diffusers_config
+from flashvideo.models.weight_files import WeightsError, read_config, read_tensors, write_config
+
+SAT_PREFIX = "model.diffusion_model."
+
+DROPPED = (
+    re.compile(r"transformer\.position_embeddings\.weight"),
+    re.compile(r"mixins\.pos_embed\.freqs_(sin|cos)"),
+)
+"""Transformer keys without a use: SAT's 64-entry table that no forward reads, and cached rotary tables."""
+
+VAE_DROPPED = (re.compile(r"loss\..*"),)
+"""3d-vae.pt also carries the discriminator and LPIPS of its training."""
+
+
+@dataclass(frozen=True)
+class Rename:
+    """One released tensor, cut along its first axis into `chunks` equal parts, and where the parts go.
+
+    `targets`: diffusers' name -> the parts that make it, in order. A part may go to several targets (`shared`: all of
+    them get the whole tensor, and must still be equal on the way back).
+    """
+
+    released: str
+    targets: tuple[tuple[str, tuple[int, ...]], ...]
+    chunks: int = 1
+    shared: bool = False
+
+    def split(self, tensor: Tensor) -> dict[str, Tensor]:
+        """The targets' tensors."""
+        if len(tensor) % self.chunks:
+            raise WeightsError(f"{self.released} has {len(tensor)} rows, which do not divide by {self.chunks}")
+        parts = tensor.chunk(self.chunks) if self.chunks > 1 else (tensor,)
+        return {name: parts[places[0]] if len(places) == 1 else torch.cat([parts[p] for p in places]) for name, places in self.targets}
+
+    def join(self, state: Mapping[str, Tensor]) -> Tensor:
+        """The released tensor of the targets' tensors; inverse of `split`."""
+        if self.shared:
+            first, *others = (state[name] for name, _ in self.targets)
+            if any(not torch.equal(first, other) for other in others):
+                names = " and ".join(name for name, _ in self.targets)
+                raise WeightsError(f"{names} differ, but the released layout has one {self.released}; merge the adapter before exporting")
+            return first
+        if self.chunks == 1:
+            return state[self.targets[0][0]]
+        parts: dict[int, Tensor] = {}
+        for name, places in self.targets:
+            parts.update(zip(places, state[name].chunk(len(places)), strict=True))
+        return torch.cat([parts[place] for place in range(self.chunks)])
+
+
+def _plain(released: str, ours: str, leaves: Iterable[str] = ("weight", "bias")) -> Iterator[Rename]:
+    for leaf in leaves:
+        yield Rename(f"{released}.{leaf}", ((f"{ours}.{leaf}", (0,)),))
+
+
+QKV = (("attn1.to_q", (0,)), ("attn1.to_k", (1,)), ("attn1.to_v", (2,)))
+ADALN = (("norm1.linear", (0, 1, 2, 6, 7, 8)), ("norm2.linear", (3, 4, 5, 9, 10, 11)))
+"""Twelve chunks: shift, scale, gate of attention and FFN for video, then for text."""
+
+
+def transformer_table(config: TransformerConfig, lora: bool) -> list[Rename]:
+    """Every released key of a transformer. With `lora`, the wrapped linears keep their weights under `.original`."""
+    table = [
+        *_plain("mixins.patch_embed.proj", "patch_embed.proj"),
+        *_plain("mixins.patch_embed.text_proj", "patch_embed.text_proj"),
+        *_plain("transformer.final_layernorm", "norm_final"),
+        *_plain("mixins.final_layer.norm_final", "norm_out.norm"),
+        *_plain("mixins.final_layer.adaLN_modulation.1", "norm_out.linear"),
+        *_plain("mixins.final_layer.linear", "proj_out"),
+    ]
+    scalars = [("time_embed", "time_embedding")]
+    scalars += [("ref_step_time_embedding", "noise_strength_embedding")] if config.noise_strength_embedding else []
+    scalars += [("time_size_embedding", "num_frames_embedding")] if config.num_frames_embedding else []
+    for released, ours in scalars:
+        table += [*_plain(f"{released}.0", f"{ours}.linear_1"), *_plain(f"{released}.2", f"{ours}.linear_2")]
+    for layer in range(config.num_layers):
+        table += _block_table(layer, ".original" if lora else "")
+    return table
+
+
+def _block_table(layer: int, wrapped: str) -> list[Rename]:
+    released, ours = f"transformer.layers.{layer}", f"transformer_blocks.{layer}"
+    adaln = f"mixins.adaln_layer.adaLN_modulations.{layer}.1{wrapped}"
+    table = [
+        *_plain(f"{released}.input_layernorm", f"{ours}.norm1.norm"),
+        *_plain(f"{released}.post_attention_layernorm", f"{ours}.norm2.norm"),
+        *_plain(f"{released}.attention.dense{wrapped}", f"{ours}.attn1.to_out.0"),
+        *_plain(f"{released}.mlp.dense_h_to_4h", f"{ours}.ff.net.0.proj"),
+        *_plain(f"{released}.mlp.dense_4h_to_h", f"{ours}.ff.net.2"),
+        *_plain(f"mixins.adaln_layer.query_layernorm_list.{layer}", f"{ours}.attn1.norm_q"),
+        *_plain(f"mixins.adaln_layer.key_layernorm_list.{layer}", f"{ours}.attn1.norm_k"),
+    ]
+    for leaf in ("weight", "bias"):
+        qkv = tuple((f"{ours}.{name}.{leaf}", places) for name, places in QKV)
+        table.append(Rename(f"{released}.attention.query_key_value{wrapped}.{leaf}", qkv, chunks=3))
+        table.append(Rename(f"{adaln}.{leaf}", tuple((f"{ours}.{name}.{leaf}", places) for name, places in ADALN), chunks=12))
+    return table
+
+
+def adapter_table(num_layers: int) -> list[Rename]:
+    """Every released LoRA key -> peft's. One A serves both halves of the adaptive norm; B splits like the weight."""
+    table: list[Rename] = []
+    for layer in range(num_layers):
+        attention, ours = f"transformer.layers.{layer}.attention", f"{PEFT_PREFIX}transformer_blocks.{layer}"
+        adaln = f"mixins.adaln_layer.adaLN_modulations.{layer}.1"
+        for letter, released in (("A", "matrix_A"), ("B", "matrix_B")):
+            for part, (name, _) in enumerate(QKV):
+                table.append(Rename(f"{attention}.query_key_value.{released}.{part}", ((f"{ours}.{name}.lora_{letter}.weight", (0,)),)))
+            table.append(Rename(f"{attention}.dense.{released}.0", ((f"{ours}.attn1.to_out.0.lora_{letter}.weight", (0,)),)))
+        both = tuple((f"{ours}.{name}.lora_A.weight", (0,)) for name, _ in ADALN)
+        table.append(Rename(f"{adaln}.matrix_A.0", both, shared=True))
+        table.append(Rename(f"{adaln}.matrix_B.0", tuple((f"{ours}.{name}.lora_B.weight", places) for name, places in ADALN), chunks=12))
+    return table
+
+
+# ---- the autoencoder: plain renames --------------------------------------------------------------------------------
+
+_VAE_RULES = (
+    (re.compile(r"^(encoder|decoder)\.mid\.block_([12])\."), lambda m: f"{m[1]}.mid_block.resnets.{int(m[2]) - 1}."),
+    (re.compile(r"^encoder\.down\.(\d)\.block\.(\d)\."), lambda m: f"encoder.down_blocks.{m[1]}.resnets.{m[2]}."),
+    (re.compile(r"^encoder\.down\.(\d)\.downsample\."), lambda m: f"encoder.down_blocks.{m[1]}.downsamplers.0."),
+    (re.compile(r"^decoder\.up\.(\d)\.block\.(\d)\."), lambda m: f"decoder.up_blocks.{3 - int(m[1])}.resnets.{m[2]}."),
+    (re.compile(r"^decoder\.up\.(\d)\.upsample\."), lambda m: f"decoder.up_blocks.{3 - int(m[1])}.upsamplers.0."),
+    (re.compile(r"\.nin_shortcut\."), lambda m: ".conv_shortcut."),
+)
+_VAE_RULES_BACK = (
+    (re.compile(r"^(encoder|decoder)\.mid_block\.resnets\.([01])\."), lambda m: f"{m[1]}.mid.block_{int(m[2]) + 1}."),
+    (re.compile(r"^encoder\.down_blocks\.(\d)\.resnets\.(\d)\."), lambda m: f"encoder.down.{m[1]}.block.{m[2]}."),
+    (re.compile(r"^encoder\.down_blocks\.(\d)\.downsamplers\.0\."), lambda m: f"encoder.down.{m[1]}.downsample."),
+    (re.compile(r"^decoder\.up_blocks\.(\d)\.resnets\.(\d)\."), lambda m: f"decoder.up.{3 - int(m[1])}.block.{m[2]}."),
+    (re.compile(r"^decoder\.up_blocks\.(\d)\.upsamplers\.0\."), lambda m: f"decoder.up.{3 - int(m[1])}.upsample."),
+    (re.compile(r"\.conv_shortcut\."), lambda m: ".nin_shortcut."),
+)
+
+
+def vae_name(released: str) -> str:
+    """diffusers' name of a key of 3d-vae.pt."""
+    for pattern, replacement in _VAE_RULES:
+        released = pattern.sub(replacement, released)
+    return released
+
+
+def released_vae_name(name: str) -> str:
+    """Inverse of `vae_name`."""
+    for pattern, replacement in _VAE_RULES_BACK:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def vae_table(names: Iterable[str]) -> list[Rename]:
+    """The released keys of an autoencoder whose diffusers keys are `names`."""
+    return [Rename(released_vae_name(name), ((name, (0,)),)) for name in names]
+
+
+# ---- applying a table ----------------------------------------------------------------------------------------------
+
+
+def rename_all(state: Mapping[str, Tensor], table: Iterable[Rename], source: str) -> Iterator[tuple[str, Tensor]]:
+    """(diffusers' name, tensor) of every table entry, in the table's order.
+
+    `state` must hold exactly the table's keys (drop lists are applied before). Raises WeightsError that names missing
+    and unknown keys before anything is yielded.
+    """
+    entries = list(table)
+    _check_names(set(state), {entry.released for entry in entries}, source)
+    for entry in entries:
+        yield from entry.split(state[entry.released]).items()
+
+
+def restore_all(state: Mapping[str, Tensor], table: Iterable[Rename], source: str) -> Iterator[tuple[str, Tensor]]:
+    """Inverse of `rename_all`: (released name, tensor)."""
+    entries = list(table)
+    _check_names(set(state), {name for entry in entries for name, _ in entry.targets}, source)
+    for entry in entries:
+        yield entry.released, entry.join(state)
+
+
+def _check_names(have: set[str], want: set[str], source: str) -> None:
+    problems = []
+    for what, names in (("missing", sorted(want - have)), ("unknown", sorted(have - want))):
+        if names:
+            problems.append(f"{len(names)} {what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")
+    if problems:
+        raise WeightsError(f"{source} is not a checkpoint of the expected kind: {'; '.join(problems)}")
+
+
+def without_dropped(state: Mapping[str, Tensor], dropped: Iterable[re.Pattern[str]]) -> dict[str, Tensor]:
+    """The state without keys on a drop list."""
+    patterns = list(dropped)
+    return {key: value for key, value in state.items() if not any(pattern.fullmatch(key) for pattern in patterns)}
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+def read_released(path: Path, entry: str, prefix: str = "") -> dict[str, Tensor]:
+    """Tensors of a released .pt file, memory mapped, without their common prefix.
+
+    Raises WeightsError when the file, its entry or the prefix of some keys is not there.
+    """
+    if not path.is_file():
+        raise WeightsError(f"no file {path}")
+    content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    if entry not in content:
+        raise WeightsError(f"{path} has no entry {entry!r}; it has {', '.join(map(str, content))}")
+    state: dict[str, Tensor] = content[entry]
+    strangers = [key for key in state if not key.startswith(prefix)]
+    if strangers:
+        raise WeightsError(f"{path}: {len(strangers)} keys do not begin with {prefix!r}: {', '.join(strangers[:5])}")
+    return {key[len(prefix) :]: value for key, value in state.items()}
+
+
+_SAFETENSORS_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
+
+
+def write_safetensors(path: Path, tensors: Iterator[tuple[str, Tensor]], plan: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
+    """A safetensors file written tensor by tensor, beside and renamed. `plan`: dtype and shape of every name.
+
+    safetensors' own writer wants every tensor in memory at once. Raises WeightsError when a tensor is not as planned.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (dtype, shape) in plan.items():
+        size = torch.Size(shape).numel() * dtype.itemsize
+        header[name] = {"dtype": _SAFETENSORS_DTYPES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with open(beside, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        start = file.tell()
+        file.truncate(start + offset)
+        written = set()
+        for name, tensor in tensors:
+            if plan.get(name) != (tensor.dtype, tuple(tensor.shape)):
+                raise WeightsError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, but {plan.get(name)} was planned")
+            file.seek(start + header[name]["data_offsets"][0])
+            file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+            written.add(name)
+    if len(written) != len(plan):
+        raise WeightsError(f"{path}: {', '.join(sorted(set(plan) - written)[:5])} were planned but not made")
+    os.replace(beside, path)
+
+
+def _planned(state: Mapping[str, Tensor], table: Iterable[Rename]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """dtype and shape of what a table makes of a state, without reading the tensors."""
+    plan = {}
+    for entry in table:
+        tensor = state[entry.released]
+        for name, places in entry.targets:
+            rows = len(tensor) if entry.chunks == 1 else len(tensor) // entry.chunks * len(places)
+            plan[name] = (tensor.dtype, (rows, *tensor.shape[1:]))
+    return plan
+
+
+def _write_renamed(path: Path, state: Mapping[str, Tensor], table: list[Rename], source: str) -> None:
+    renamed = rename_all(state, table, source)
+    first = next(renamed)  # runs the check of the names
+    plan = _planned(state, table)
+
+    def every() -> Iterator[tuple[str, Tensor]]:
+        yield first
+        yield from renamed
+
+    write_safetensors(path, every(), plan)
+
+
+def transformer_config_of(state: Mapping[str, Tensor], lora: bool) -> TransformerConfig:
+    """Sizes read off a released transformer's tensors (prefix and dropped keys removed). Head dimension is 64."""
+    if "mixins.patch_embed.proj.weight" not in state or "time_embed.0.weight" not in state:
+        raise WeightsError("not a released transformer: mixins.patch_embed.proj.weight or time_embed.0.weight is missing")
+    hidden, channels, patch, _ = state["mixins.patch_embed.proj.weight"].shape
+    layers = {match[1] for key in state if (match := re.match(r"transformer\.layers\.(\d+)\.", key))}
+    return TransformerConfig(
+        flavour="5b" if lora or len(layers) == 42 else "2b",
+        num_layers=len(layers),
+        num_attention_heads=hidden // 64,
+        in_channels=channels,
+        patch_size=patch,
+        text_embed_dim=state["mixins.patch_embed.text_proj.weight"].shape[1],
+        time_embed_dim=state["time_embed.0.weight"].shape[0],
+        noise_strength_embedding="ref_step_time_embedding.0.weight" in state,
+        num_frames_embedding="time_size_embedding.0.weight" in state,
+    )
+
+
+def import_transformer(source: Path, folder: Path) -> TransformerConfig:
+    """stage1.pt or stage2.pt -> folder/transformer/ and, where the file has LoRA, folder/adapter/ (peft, alpha 1).
+
+    Raises WeightsError that names every missing, unknown and misshapen key.
+    """
+    state = without_dropped(read_released(source, "module", SAT_PREFIX), DROPPED)
+    adapters = {key: value for key, value in state.items() if re.search(r"\.matrix_[AB]\.\d$", key)}
+    base = {key: value for key, value in state.items() if key not in adapters}
+    config = transformer_config_of(state, bool(adapters))
+    _check_shapes(base, transformer_table(config, bool(adapters)), config, str(source))
+    _write_renamed(folder / "transformer" / WEIGHTS_FILE, base, transformer_table(config, bool(adapters)), str(source))
+    write_config(folder / "transformer", diffusers_config(config))
+    if adapters:
+        rank = adapters["transformer.layers.0.attention.dense.matrix_A.0"].shape[0]
+        _write_renamed(folder / "adapter" / ADAPTER_FILE, adapters, adapter_table(config.num_layers), str(source))
+        write_config(folder / "adapter", peft_config(LoraConfig(rank=rank, alpha=1.0, targets="official")), "adapter_config.json")
+    return config
+
+
+def _check_shapes(state: Mapping[str, Tensor], table: list[Rename], config: TransformerConfig, source: str) -> None:
+    """Names first, then shapes, against the network that the config describes."""
+    from flashvideo.models.transformer import CogVideoXTransformer, to_diffusers
+
+    _check_names(set(state), {entry.released for entry in table}, source)
+    with torch.device("meta"):
+        wanted = to_diffusers(CogVideoXTransformer(config).state_dict())
+    wrong = []
+    for entry in table:
+        rows = state[entry.released].shape
+        want = sum(wanted[name].shape[0] for name, _ in entry.targets)
+        rest = wanted[entry.targets[0][0]].shape[1:]
+        if tuple(rows) != (want, *rest):
+            wrong.append(f"{entry.released} {tuple(rows)} (want {(want, *rest)})")
+    if wrong:
+        raise WeightsError(f"{source}: {len(wrong)} misshapen: {', '.join(wrong[:5])}")
+
+
+def export_transformer(folder: Path, target: Path) -> None:
+    """Inverse of `import_transformer`: folder/transformer/ (and folder/adapter/) -> a .pt with the released names.
+
+    Raises WeightsError for an adapter that the released layout cannot hold (FFN, or untied adaptive norms): merge it first.
+    """
+    config = config_from_diffusers(read_config(folder / "transformer"), str(folder / "transformer"))
+    lora = (folder / "adapter").is_dir()
+    table = transformer_table(config, lora)
+    state = dict(restore_all(read_tensors(folder / "transformer", WEIGHTS_FILE), table, str(folder / "transformer")))
+    if lora:
+        if read_adapter_config(folder / "adapter").targets != "official":
+            raise WeightsError(f"{folder / 'adapter'} adapts the FFN, which the released layout cannot hold; merge it before exporting")
+        adapter = read_tensors(folder / "adapter", ADAPTER_FILE)
+        state.update(restore_all(adapter, adapter_table(config.num_layers), str(folder / "adapter")))
+    _save_pt(target, {"module": {SAT_PREFIX + key: value for key, value in state.items()}})
+
+
+def import_vae(source: Path, folder: Path) -> None:
+    """3d-vae.pt -> folder/vae/ with the released sizes. Imports diffusers for the list of keys."""
+    from diffusers import AutoencoderKLCogVideoX
+
+    state = without_dropped(read_released(source, "state_dict"), VAE_DROPPED)
+    config = vae_config_of(state)
+    with torch.device("meta"):
+        wanted = AutoencoderKLCogVideoX(**config).state_dict()
+    table = vae_table(wanted)
+    _check_names(set(state), {entry.released for entry in table}, str(source))
+    wrong = [
+        f"{entry.released} {tuple(state[entry.released].shape)} (want {tuple(wanted[entry.targets[0][0]].shape)})"
+        for entry in table
+        if state[entry.released].shape != wanted[entry.targets[0][0]].shape
+    ]
+    if wrong:
+        raise WeightsError(f"{source}: {len(wrong)} misshapen: {', '.join(wrong[:5])}")
+    _write_renamed(folder / "vae" / WEIGHTS_FILE, state, table, str(source))
+    write_config(folder / "vae", {"_class_name": "AutoencoderKLCogVideoX", **config})
+
+
+def vae_config_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The sizes of diffusers' class, read off a released autoencoder's tensors.
+
+    Raises WeightsError when a key that gives a size is missing.
+    """
+    try:
+        widths = [state[f"encoder.down.{level}.block.0.conv1.conv.weight"].shape[0] for level in range(4)]
+        blocks = len({key.split(".")[4] for key in state if key.startswith("encoder.down.0.block.")})
+        latent = state["decoder.conv_in.conv.weight"].shape[1]
+    except KeyError as error:
+        raise WeightsError(f"not the released autoencoder: {error.args[0]} is missing") from None
+    groups = 32 if min(widths) >= 32 else min(widths)
+    return {"block_out_channels": widths, "layers_per_block": blocks, "latent_channels": latent, "norm_num_groups": groups}
+
+
+def export_vae(folder: Path, target: Path) -> None:
+    """Inverse of `import_vae` (without the dropped loss)."""
+    state = read_tensors(folder / "vae", WEIGHTS_FILE)
+    _save_pt(target, {"state_dict": dict(restore_all(state, vae_table(state), str(folder / "vae")))})
+
+
+def _save_pt(target: Path, content: dict[str, Any]) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    torch.save(content, beside)
+    os.replace(beside, target)
