@@ -120,6 +120,8 @@ class Run:
 
     def job(self, name: str) -> Report:
         """Runs the job unless it is done; returns its report. Raises JobMistake, JobFailed or JobCancelled."""
+        if self.prefect is not None and self.prefect.revive():
+            self.note(f"Prefect's server had died before {name}; started again on the same port")
         state = self.workspace.states(self.recipe, [name])[-1]
         if state.report is not None:
             if name not in self.records:

@@ -95,13 +95,24 @@ class PrefectServer:
         self.api_url = f"http://127.0.0.1:{self._port}/api"
         self.log = home / "server.log"
         os.environ.update(prefect_settings(home), PREFECT_API_URL=self.api_url)
-        environment = {"PREFECT_API_BLOCKS_REGISTER_ON_START": "false", "PREFECT_LOGGING_LEVEL": "WARNING"}
+        self._root = root
+        self._environment = {"PREFECT_API_BLOCKS_REGISTER_ON_START": "false", "PREFECT_LOGGING_LEVEL": "WARNING"}
         if not schedules:
-            environment |= {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1", "PREFECT_UI_ENABLED": "0"}
+            self._environment |= {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1", "PREFECT_UI_ENABLED": "0"}
+        self._process = self._launch()
+
+    def _launch(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
         command += ["--host", "127.0.0.1", "--port", str(self._port), "--log-level", "error", "--lifespan", "on"]
-        with open(self.log, "wb") as output:
-            self._process = processes.start(command, root, output, environment)
+        with open(self.log, "ab") as output:
+            return processes.start(command, self._root, output, self._environment)
+
+    def revive(self) -> bool:
+        """Starts it again on the same port where it has died, without waiting. Prefect's client tries again by itself."""
+        if self._process.poll() is None:
+            return False
+        self._process = self._launch()
+        return True
 
     def wait_ready(self) -> str:
         """The API's URL. Raises ServiceError."""
