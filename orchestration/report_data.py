@@ -196,10 +196,11 @@ def _sheet(title: str, about: str, clip_ids: list[str], store: Store, workspace:
 def _thumb(row: dict[str, Any], workspace: Workspace, motion: Rule | None) -> Thumb:
     path = workspace.tracks / "thumbs" / f"{row['clip_id']}.jpg"
     timed = row["media_type"] == "video" and row["start_us"] is not None
-    seconds = f"{row['start_us'] / 1e6:.2f}–{row['end_us'] / 1e6:.2f} s" if timed else ""
-    lines = [f"{Path(row['uri']).name} {seconds}".strip()]
     score = None if motion is None else row[motion.column]
-    lines.append(" · ".join(part for part in (f"motion {score:.2f}" if score is not None else "", row["camera_move"] or "") if part))
+    facts = [f"{row['start_us'] / 1e6:.2f}–{row['end_us'] / 1e6:.2f} s"] if timed else []
+    facts += [f"motion {score:.2f}"] if score is not None else []
+    facts += [row["camera_move"]] if row["camera_move"] else []
+    lines = [Path(row["uri"]).name, " · ".join(facts)]
     if row["reject_reason"]:
         lines.append(f"{row['state']}: {row['reject_reason']}")
     image = data_url(path, THUMB_WIDTH_PX) if path.is_file() else ""
