@@ -354,14 +354,14 @@ def export_transformer(folder: Path, target: Path) -> None:
     """
     config = config_from_diffusers(read_config(folder / "transformer"), str(folder / "transformer"))
     lora = (folder / "adapter").is_dir()
+    state = read_tensors(folder / "transformer", WEIGHTS_FILE)
     table = transformer_table(config, lora)
-    state = dict(restore_all(read_tensors(folder / "transformer", WEIGHTS_FILE), table, str(folder / "transformer")))
     if lora:
         if read_adapter_config(folder / "adapter").targets != "official":
             raise WeightsError(f"{folder / 'adapter'} adapts the FFN, which the released layout cannot hold; merge it before exporting")
-        adapter = read_tensors(folder / "adapter", ADAPTER_FILE)
-        state.update(restore_all(adapter, adapter_table(config.num_layers), str(folder / "adapter")))
-    _save_pt(target, {"module": {SAT_PREFIX + key: value for key, value in state.items()}})
+        state.update(read_tensors(folder / "adapter", ADAPTER_FILE))
+        table += adapter_table(config.num_layers)
+    _export(state, table, str(folder), target, "module", SAT_PREFIX)
 
 
 def import_vae(source: Path, folder: Path) -> None:
@@ -403,11 +403,24 @@ def vae_config_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
 def export_vae(folder: Path, target: Path) -> None:
     """Inverse of `import_vae` (without the dropped loss)."""
     state = read_tensors(folder / "vae", WEIGHTS_FILE)
-    _save_pt(target, {"state_dict": dict(restore_all(state, vae_table(state), str(folder / "vae")))})
+    _export(state, vae_table(state), str(folder / "vae"), target, "state_dict", "")
 
 
-def _save_pt(target: Path, content: dict[str, Any]) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    torch.save(content, beside)
-    os.replace(beside, target)
+def _export(state: dict[str, Tensor], table: list[Rename], source: str, target: Path, entry: str, prefix: str) -> None:
+    """Joins tensors one at a time into a safetensors file beside the target, then saves that, memory mapped, as .pt."""
+    _check_names(set(state), {name for rename in table for name, _ in rename.targets}, source)
+    plan = {}
+    for rename in table:
+        shapes = [state[name].shape for name, _ in rename.targets]
+        rows = shapes[0][0] if rename.shared else sum(shape[0] for shape in shapes)
+        plan[rename.released] = (state[rename.targets[0][0]].dtype, (rows, *shapes[0][1:]))
+    joined = target.with_name(f".{target.name}.{os.getpid()}.joined.part")
+    try:
+        write_safetensors(joined, restore_all(state, table, source), plan)
+        state.clear()
+        released = {prefix + key: value for key, value in read_tensors(joined.parent, joined.name).items()}
+        beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+        torch.save({entry: released}, beside)
+        os.replace(beside, target)
+    finally:
+        joined.unlink(missing_ok=True)
