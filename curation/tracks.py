@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -162,13 +162,12 @@ class ClipTrack:
     @cached_property
     def decoded(self) -> pa.Table:
         """Rows that have a picture in the source (refused packets left out), without the pictures."""
-        kept = self.frames.filter(pc.invert(self.frames["refused"]))
-        return kept.drop_columns(["picture"])
+        return self.frames.drop_columns(["picture"]).filter(pc.invert(self.frames["refused"]))
 
     @cached_property
     def samples(self) -> pa.Table:
-        """Rows with a picture, about 1/8 s apart."""
-        return self.frames.filter(pc.is_valid(self.frames["picture"]))
+        """Rows that were sampled, about 1/8 s apart."""
+        return self.frames.filter(pc.is_valid(self.frames["blur"]))
 
     def picture(self, index: int) -> Picture:
         """Sample `index` as planes."""
@@ -187,18 +186,22 @@ class ClipTrack:
         return tuple(min(bars[side] for bars in known) for side in range(4))  # type: ignore[return-value]
 
 
-def read_clip_track(folder: Path, source_id: str, clip_id: str, start_us: int, end_us: int, pictures: bool = True) -> ClipTrack:
-    """The clip's rows of the track. Raises FileNotFoundError where the decode pass has not run; an image's clip (start 0,
-    end 0) has its one row. `pictures=False` reads the key frames only."""
+def read_clip_track(
+    folder: Path, source_id: str, clip_id: str, start_us: int, end_us: int, read: Literal["keys", "facts", "pictures"] = "pictures"
+) -> ClipTrack:
+    """The clip's part of the track; an image's clip (start 0, end 0) has its one row.
+
+    `read`: keys reads the key frames only (frames is empty); facts also the frames' numbers; pictures everything.
+    Raises FileNotFoundError where the decode pass has not run.
+    """
     with pa.memory_map(str(folder / f"{source_id}.keys.arrow")) as file:
         reader = pa.ipc.open_file(file)
         facts = _facts(reader.schema)
         keys = tuple(_key_frames(reader, clip_id))
-    if not pictures:
+    if read == "keys":
         return ClipTrack(facts, FRAMES.empty_table(), keys)
     with pa.memory_map(str(folder / f"{source_id}.arrow")) as file:
-        batches = list(_overlapping(pa.ipc.open_file(file), start_us, max(end_us, start_us + 1)))
-        return ClipTrack(facts, pa.Table.from_batches(batches, FRAMES), keys)
+        return ClipTrack(facts, _rows_between(file, start_us, max(end_us, start_us + 1), read == "pictures"), keys)
 
 
 def _facts(schema: pa.Schema) -> TrackFacts:
@@ -218,21 +221,32 @@ def _key_frames(reader: Any, clip_id: str) -> Iterator[KeyFrame]:
             yield KeyFrame(row["time_us"], row["jpeg"], bars, int.from_bytes(row["hash"], "big"))
 
 
-def _overlapping(reader: Any, start_us: int, end_us: int) -> Iterator[pa.RecordBatch]:
-    """Batches cut to the span. Each is read whole, so the search first narrows down to those that overlap."""
-    low, high = 0, reader.num_record_batches
-    while low < high:  # first batch whose last row is not before the span
+def _rows_between(file: pa.MemoryMappedFile, start_us: int, end_us: int, pictures: bool) -> pa.Table:
+    """Rows of FRAMES with start_us <= time_us < end_us; without `pictures` that column is all null and not read."""
+    index = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=[FRAMES.get_field_index("time_us")]))
+    fields = [place for place, field in enumerate(FRAMES) if pictures or field.name != "picture"]
+    content = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=fields))
+    parts = []
+    for number in range(_first_batch(index, start_us), index.num_record_batches):
+        times = index.get_batch(number).column("time_us").to_numpy()
+        if times[0] >= end_us:
+            break
+        inside = np.flatnonzero((times >= start_us) & (times < end_us))
+        if len(inside):
+            batch = content.get_batch(number).slice(inside[0], inside[-1] - inside[0] + 1)
+            columns = [batch.column(f.name) if f.name in batch.schema.names else pa.nulls(len(batch), f.type) for f in FRAMES]
+            parts.append(pa.RecordBatch.from_arrays(columns, schema=FRAMES))
+    return pa.Table.from_batches(parts, FRAMES)
+
+
+def _first_batch(index: Any, start_us: int) -> int:
+    """The first batch whose last row is not before the time."""
+    low, high = 0, index.num_record_batches
+    while low < high:
         middle = (low + high) // 2
-        times = reader.get_batch(middle).column("time_us")
+        times = index.get_batch(middle).column("time_us")
         if times[len(times) - 1].as_py() < start_us:
             low = middle + 1
         else:
             high = middle
-    for index in range(low, reader.num_record_batches):
-        batch = reader.get_batch(index).cast(FRAMES)
-        times = batch.column("time_us").to_numpy()
-        if times[0] >= end_us:
-            return
-        inside = np.flatnonzero((times >= start_us) & (times < end_us))
-        if len(inside):
-            yield batch.slice(inside[0], inside[-1] - inside[0] + 1)
+    return low

@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -352,14 +352,25 @@ class RowFailure:
 
 @dataclass(frozen=True)
 class Part:
-    """What the steps made of some rows: the key columns and every written column, same rows, nulls where a step failed."""
+    """What the steps made of some rows."""
 
     rows: tuple[int, ...]
     """Indices in the table that was given."""
-    columns: pa.RecordBatch
+    outputs: dict[str, pa.RecordBatch]
+    """Step name -> key columns and written columns of the rows that it was asked to do; nulls where it failed."""
     failures: tuple[RowFailure, ...]
     seconds: dict[str, float]
     """Step name -> seconds of work."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Some rows, and which of them each step is to do."""
+
+    rows: tuple[int, ...]
+    batch: pa.RecordBatch
+    wanted: dict[str, tuple[int, ...]]
+    """Step name -> places in the batch."""
 
 
 class StepRunner:
@@ -368,26 +379,33 @@ class StepRunner:
     def __init__(self, build: Callable[[], Sequence[Step]], keys: tuple[str, ...]) -> None:
         self._steps, self._keys = tuple(build()), keys
 
-    def __call__(self, item: tuple[tuple[int, ...], pa.RecordBatch]) -> Part:
-        rows, batch = item
-        fields, arrays = [batch.schema.field(key) for key in self._keys], [batch.column(key) for key in self._keys]
+    def __call__(self, item: _Batch) -> Part:
+        outputs: dict[str, pa.RecordBatch] = {}
         failures: list[RowFailure] = []
         seconds: dict[str, float] = {}
         for step in self._steps:
+            places = item.wanted[step.name]
+            if not places:
+                continue
             begin = time.perf_counter()
+            batch = item.batch.take(pa.array(places, pa.int64()))
             written, failed = _run_step(step, batch.select(list(step.reads)))
             seconds[step.name] = time.perf_counter() - begin
             failures += [
-                RowFailure(rows[place], step.name, step.lineage.run_id, code, message, socket.gethostname(), spent)
-                for place, code, message, spent in failed
+                RowFailure(item.rows[places[row]], step.name, step.lineage.run_id, code, message, socket.gethostname(), spent)
+                for row, code, message, spent in failed
             ]
-            fields += list(step.writes)
-            arrays += written.columns
-        return Part(rows, pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields)), tuple(failures), seconds)
+            outputs[step.name] = _with_keys(batch, self._keys, step, written.columns)
+        return Part(item.rows, outputs, tuple(failures), seconds)
 
     def close(self) -> None:
         for step in self._steps:
             _close(step)
+
+
+def _with_keys(batch: pa.RecordBatch, keys: Sequence[str], step: Step, columns: Sequence[pa.Array]) -> pa.RecordBatch:
+    fields = [batch.schema.field(key) for key in keys] + list(_nullable(step.writes))
+    return pa.RecordBatch.from_arrays([batch.column(key) for key in keys] + list(columns), schema=pa.schema(fields))
 
 
 def _run_step(step: Step, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[tuple[int, str, str, float]]]:
@@ -423,41 +441,54 @@ def _nullable(schema: pa.Schema) -> pa.Schema:
 
 
 def run_steps(
-    build: Callable[[], Sequence[Step]], rows: pa.Table, keys: Sequence[str], workers: Workers, batch_rows: int = 4
+    build: Callable[[], Sequence[Step]],
+    rows: pa.Table,
+    keys: Sequence[str],
+    workers: Workers,
+    batch_rows: int = 4,
+    wanted: Mapping[str, Sequence[bool]] | None = None,
 ) -> Iterator[Part]:
     """Runs the steps over all rows; yields parts in order of completion, each row in exactly one.
 
-    A batch that kills its worker is run again row by row; a row that kills it alone fails with code `worker_died`.
-    `build` must be picklable and is called in each worker.
+    `wanted[step name][row]` says whether that step does that row (absent: all). A batch that kills its worker is run
+    again row by row; a row that kills it alone fails with code `worker_died`. `build` must be picklable and is called
+    in each worker.
     """
+    names = tuple(wanted) if wanted is not None else tuple(step.name for step in build())
+    masks = wanted if wanted is not None else {name: [True] * rows.num_rows for name in names}
     runner = partial(StepRunner, build, tuple(keys))
-    batches = _batches(rows, list(range(rows.num_rows)), batch_rows)
+    batches = _batches(rows, list(range(rows.num_rows)), batch_rows, masks)
     lonely: list[int] = []
     for index, part in map_tasks(runner, batches, workers):
         if isinstance(part, WorkerDied):
-            lonely += batches[index][0]
+            lonely += batches[index].rows
         else:
             yield part
     if not lonely:
         return
-    singles = _batches(rows, lonely, 1)
+    singles = _batches(rows, lonely, 1, masks)
     for index, part in map_tasks(runner, singles, workers):
         yield _killed(build, keys, singles[index], part.message) if isinstance(part, WorkerDied) else part
 
 
-def _batches(rows: pa.Table, indices: list[int], size: int) -> list[tuple[tuple[int, ...], pa.RecordBatch]]:
+def _batches(rows: pa.Table, indices: list[int], size: int, masks: Mapping[str, Sequence[bool]]) -> list[_Batch]:
     whole = rows.combine_chunks()
     groups = [tuple(indices[start : start + size]) for start in range(0, len(indices), size)]
-    return [(group, whole.take(list(group)).combine_chunks().to_batches()[0]) for group in groups]
+    return [
+        _Batch(
+            group,
+            whole.take(pa.array(group, pa.int64())).combine_chunks().to_batches()[0],
+            {name: tuple(place for place, row in enumerate(group) if mask[row]) for name, mask in masks.items()},
+        )
+        for group in groups
+    ]
 
 
-def _killed(build: Callable[[], Sequence[Step]], keys: Sequence[str], item: tuple[tuple[int, ...], pa.RecordBatch], message: str) -> Part:
+def _killed(build: Callable[[], Sequence[Step]], keys: Sequence[str], item: _Batch, message: str) -> Part:
     """A failed part for a row that no worker survives: every step of it is null."""
-    steps = tuple(build())
-    rows, batch = item
-    fields = [batch.schema.field(key) for key in keys] + [field for step in steps for field in _nullable(step.writes)]
-    arrays = [batch.column(key) for key in keys] + [pa.nulls(1, field.type) for step in steps for field in step.writes]
+    steps = [step for step in build() if item.wanted[step.name]]
+    outputs = {step.name: _with_keys(item.batch, keys, step, [pa.nulls(1, field.type) for field in step.writes]) for step in steps}
     failures = tuple(
-        RowFailure(rows[0], step.name, step.lineage.run_id, "worker_died", message, socket.gethostname(), 0.0) for step in steps
+        RowFailure(item.rows[0], step.name, step.lineage.run_id, "worker_died", message, socket.gethostname(), 0.0) for step in steps
     )
-    return Part(rows, pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields)), failures, {})
+    return Part(item.rows, outputs, failures, {})

@@ -1,0 +1,91 @@
+"""Perceptual duplicates: clips whose key frames hash alike, clustered, with a representative; nothing is deleted.
+
+Byte duplicates never get here: they are one source. Clips of one source are not compared either: neighbours of a
+quiet shot look alike because they are one shot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from curation.config import DedupConfig
+from curation.step import Lineage
+
+DEDUP_VERSION = "1"
+BLOCK = 2048
+"""Clips compared with all others at a time, so that memory stays bounded."""
+
+
+@dataclass(frozen=True)
+class HashedClip:
+    """What deduplication looks at."""
+
+    clip_id: str
+    source_id: str
+    media_type: str
+    start_us: int
+    short_side_px: int
+    hashes: tuple[int, ...]
+    """64-bit DCT hashes of the key frames, in order."""
+
+
+def dedup_lineage(config: DedupConfig) -> Lineage:
+    """What made the duplicate columns."""
+    return Lineage("score", "dedup", DEDUP_VERSION, "64-bit DCT hashes of key frames", parameters=config.model_dump(mode="json"))
+
+
+def parse_hashes(text: str | None) -> tuple[int, ...]:
+    """Hashes of the `perceptual_hash` column."""
+    return tuple(int(word, 16) for word in (text or "").split())
+
+
+def find_clusters(clips: list[HashedClip], config: DedupConfig) -> dict[str, str]:
+    """clip_id -> clip_id of its cluster's representative, for clips that have a duplicate (the representative included).
+
+    Two clips match when they are of one media type, of different sources, hold equally many key frames, and their
+    aligned hashes differ by at most `hamming_bits` on average. The representative is the largest picture, then the
+    earliest start, then the lowest clip_id.
+    """
+    parent = {clip.clip_id: clip.clip_id for clip in clips}
+
+    def root(name: str) -> str:
+        while parent[name] != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    groups: dict[tuple[str, int], list[HashedClip]] = {}
+    for clip in sorted(clips, key=lambda clip: clip.clip_id):
+        if clip.hashes:
+            groups.setdefault((clip.media_type, len(clip.hashes)), []).append(clip)
+    for group in groups.values():
+        for one, other in _near(group, config.hamming_bits):
+            parent[max(root(one), root(other))] = min(root(one), root(other))
+    members: dict[str, list[HashedClip]] = {}
+    for clip in clips:
+        members.setdefault(root(clip.clip_id), []).append(clip)
+    clusters: dict[str, str] = {}
+    for cluster in members.values():
+        if len(cluster) > 1:
+            best = min(cluster, key=lambda clip: (-clip.short_side_px, clip.start_us, clip.clip_id))
+            clusters |= {clip.clip_id: best.clip_id for clip in cluster}
+    return clusters
+
+
+def _near(group: list[HashedClip], bits: int) -> list[tuple[str, str]]:
+    hashes = np.array([clip.hashes for clip in group], np.uint64)
+    sources = np.unique([clip.source_id for clip in group], return_inverse=True)[1]
+    limit = bits * hashes.shape[1]
+    pairs: list[tuple[str, str]] = []
+    for start in range(0, len(group), BLOCK):
+        block = slice(start, start + BLOCK)
+        distance = np.zeros((len(hashes[block]), len(group) - start), np.uint16)
+        for frame in range(hashes.shape[1]):
+            distance += np.bitwise_count(hashes[block, frame, None] ^ hashes[None, start:, frame])
+        near = (distance <= limit) & (sources[block, None] != sources[None, start:])
+        for row, column in np.argwhere(near):
+            if column > row:
+                pairs.append((group[start + row].clip_id, group[start + column].clip_id))
+    return pairs

@@ -1,0 +1,432 @@
+"""Motion scores, definition `flashvideo-motion/1`.
+
+Frames by time, 1/8 s apart; the active picture (bars cut off) at 360 px short side; optical flow between
+neighbours; per pair the mean over pixels of sqrt(u^2 + v^2); per clip the sum over valid pairs divided by the time
+that they span. Unit: px at 360 px short side per 1/8 s. A still clip reads 0; a pan of 1 px/frame at 1080p30 reads 1.25.
+
+A pair is invalid when it touches a corrupt frame or spans a cut. A repeated frame makes no pair of its own: its
+time goes to the pair that the next new frame makes. Dividing by the time that pairs really span (and not by their
+number) keeps the score the same at every frame rate, where 1/8 s is not a whole number of frames.
+
+Two estimators, two columns: `motion_proxy` (OpenCV DIS with a guard, below) and `motion_raft` (RAFT large).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from curation.config import MotionConfig
+from curation.schema import CLIPS
+from curation.step import Batch, Lineage, Resources, StepError
+from curation.tracks import ClipTrack, read_clip_track
+from curation.video import resize
+
+TICK_US = 125_000
+RUNS = 3
+"""Clips with more than max_pairs pairs: this many runs of neighbouring pairs, at the start, middle and end."""
+SMALLEST_PICTURE_PX = 32
+STATIC_PX = 0.15
+"""Camera motion below this is none; the guard leaves less than that of a static shot."""
+RAFT_UPDATES = 12
+RAFT_FILE = "raft_large_C_T_SKHT_V2-ff5fadd5.pth"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two samples whose flow counts."""
+
+    first: int
+    """Index of the sample."""
+    second: int
+    ticks: float
+    """Time between them in units of 1/8 s."""
+
+
+@dataclass(frozen=True)
+class Motion:
+    """What a clip's flow fields say. All in px at 360 px short side per 1/8 s."""
+
+    mean: float
+    top5: float
+    """Mean over the fastest 5 % of pixels."""
+    camera: float
+    """Mean magnitude of the global affine part."""
+    residual: float
+    """Mean magnitude of what remains."""
+    pairs: int
+    camera_move: str
+
+
+class FlowEstimator(Protocol):
+    """Optical flow between two pictures: (H W uint8 luma or H W 3 uint8 RGB) x 2 -> float32 h w 2; values in px of the input, on its
+    grid or a coarser one."""
+
+    wants_color: bool
+
+    def __call__(self, first: np.ndarray, second: np.ndarray) -> np.ndarray: ...
+
+
+def valid_pairs(track: ClipTrack, max_pairs: int) -> list[Pair]:
+    """Pairs of neighbouring samples that count, at most `max_pairs`."""
+    samples = track.samples
+    times = samples["time_us"].to_numpy()
+    rows = track.frames.drop_columns(["picture"])
+    row_times = rows["time_us"].to_numpy()
+    corrupt, cut, repeat = (rows[name].to_numpy(zero_copy_only=False) for name in ("corrupt", "cut", "repeat"))
+    pairs: list[Pair] = []
+    anchor: int | None = None
+    pending = False  # samples that repeat the anchor follow it
+    for index in range(len(times)):
+        if anchor is not None:
+            between = (row_times > times[index - 1]) & (row_times <= times[index])
+            if corrupt[between].any() or cut[between].any():
+                anchor, pending = None, False
+            elif repeat[between].all():
+                pending = True
+                continue
+        damaged = bool(corrupt[row_times == times[index]].any())
+        if anchor is not None and not damaged:
+            pairs.append(Pair(anchor, index, float(times[index] - times[anchor]) / TICK_US))
+        anchor, pending = (None if damaged else index), False
+    if pending and anchor is not None:  # nothing moved up to the end: still time counts as time
+        last = len(times) - 1
+        pairs.append(Pair(anchor, last, float(times[last] - times[anchor]) / TICK_US))
+    return _thinned(pairs, max_pairs)
+
+
+def _thinned(pairs: list[Pair], max_pairs: int) -> list[Pair]:
+    if len(pairs) <= max_pairs:
+        return pairs
+    length = max(1, max_pairs // RUNS)
+    starts = [round(run * (len(pairs) - length) / (RUNS - 1)) for run in range(RUNS)]
+    chosen = sorted({start + offset for start in starts for offset in range(length)})
+    return [pairs[index] for index in chosen]
+
+
+def active_part(track: ClipTrack) -> tuple[slice, slice]:
+    """Rows and columns of the sampled pictures that are not bars (the whole picture where too little would be left)."""
+    width, height = track.facts.picture_width, track.facts.picture_height
+    if track.bars_px is None:
+        return slice(0, height), slice(0, width)
+    top, bottom, left, right = track.bars_px
+    down, across = height / track.facts.height, width / track.facts.width
+    # One picture line more than the bar: area reduction mixes bar and picture there.
+    first, last = _inset(top * down), height - _inset(bottom * down)
+    start, end = _inset(left * across), width - _inset(right * across)
+    if last - first < SMALLEST_PICTURE_PX or end - start < SMALLEST_PICTURE_PX:
+        return slice(0, height), slice(0, width)
+    return slice(first, last), slice(start, end)
+
+
+def _inset(bar: float) -> int:
+    return int(np.ceil(bar)) + 1 if bar > 0 else 0
+
+
+def measure_motion(track: ClipTrack, estimator: FlowEstimator, max_pairs: int, short_side_px: int = 360) -> Motion:
+    """Motion of a clip. Raises StepError `too_few_frames` when no pair of frames is valid."""
+    pairs = valid_pairs(track, max_pairs)
+    if not pairs:
+        raise StepError(
+            "too_few_frames",
+            f"{track.samples.num_rows} frames 1/8 s apart hold no pair that is free of cuts and damage; motion needs one "
+            f"({track.frames['corrupt'].to_pylist().count(True)} damaged frames in the clip; drop such clips in the policy)",
+        )
+    lines, columns = active_part(track)
+    height, width = lines.stop - lines.start, columns.stop - columns.start
+    scale = short_side_px / min(height, width)
+    size = round(width * scale), round(height * scale)
+    totals = np.zeros(4)
+    affine_total = np.zeros(6)
+    ticks = 0.0
+    pictures = _Pictures(track, estimator.wants_color, lines, columns, size)
+    for pair in pairs:
+        flow = estimator(pictures[pair.first], pictures[pair.second])
+        facts, affine = _pair_facts(flow)
+        totals += facts
+        affine_total += affine
+        ticks += pair.ticks
+    mean, top5, camera, residual = (float(value) for value in totals / ticks)
+    return Motion(mean, top5, camera, residual, len(pairs), _camera_move(affine_total / ticks, mean))
+
+
+class _Pictures:
+    """Samples cropped and resized, the last two kept (neighbouring pairs share one)."""
+
+    def __init__(self, track: ClipTrack, color: bool, lines: slice, columns: slice, size: tuple[int, int]) -> None:
+        self._track, self._color, self._lines, self._columns, self._size = track, color, lines, columns, size
+        self._kept: dict[int, np.ndarray] = {}
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if index not in self._kept:
+            picture = self._track.picture(index)
+            whole = picture.to_rgb(picture.luma.shape[1], picture.luma.shape[0]) if self._color else picture.luma
+            made = np.ascontiguousarray(resize(whole[self._lines, self._columns], *self._size))
+            self._kept = {**dict(list(self._kept.items())[-1:]), index: made}
+        return self._kept[index]
+
+
+def _pair_facts(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, top 5 %, camera, residual) magnitudes, and the affine part's six numbers over places in [-1, 1]."""
+    size = cv2.magnitude(flow[..., 0], flow[..., 1])
+    top = max(1, size.size // 20)
+    fastest = np.partition(size.reshape(-1), size.size - top)[-top:]
+    coarse = cv2.resize(flow, (min(64, flow.shape[1]), min(36, flow.shape[0])), interpolation=cv2.INTER_AREA)
+    affine = _fit_affine(coarse)
+    camera = _affine_field(affine, coarse.shape[0], coarse.shape[1])
+    residual = coarse - camera
+    facts = [size.mean(), fastest.mean(), np.hypot(*camera.transpose(2, 0, 1)).mean(), np.hypot(*residual.transpose(2, 0, 1)).mean()]
+    return np.array(facts, np.float64), affine
+
+
+def _places(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the pixels, the picture's larger half being 1."""
+    half = max(height, width) / 2
+    y, x = np.mgrid[0:height, 0:width]
+    return (x + 0.5 - width / 2) / half, (y + 0.5 - height / 2) / half
+
+
+def _fit_affine(flow: np.ndarray) -> np.ndarray:
+    """(u0, ux, uy, v0, vx, vy): robust least squares, so that a moving object smaller than the picture does not bend it."""
+    height, width = flow.shape[:2]
+    x, y = _places(height, width)
+    basis = np.stack([np.ones(x.size), x.reshape(-1), y.reshape(-1)], axis=1)
+    target = flow.reshape(-1, 2).astype(np.float64)
+    weight = np.ones(len(target))
+    solution = np.zeros((3, 2))
+    for _ in range(6):
+        weighted = basis * weight[:, None]
+        solution = np.linalg.solve(weighted.T @ basis + 1e-9 * np.eye(3), weighted.T @ target)
+        error = np.hypot(*(target - basis @ solution).T)
+        spread = max(0.05, 1.5 * float(np.median(error)))
+        weight = 1 / (1 + (error / spread) ** 2) ** 2
+    return solution.T.reshape(-1)
+
+
+def _affine_field(affine: np.ndarray, height: int, width: int) -> np.ndarray:
+    x, y = _places(height, width)
+    u0, ux, uy, v0, vx, vy = affine
+    return np.stack([u0 + ux * x + uy * y, v0 + vx * x + vy * y], axis=2).astype(np.float32)
+
+
+def _camera_move(affine: np.ndarray, mean: float) -> str:
+    """The dominant move of the camera. The picture moves against the camera: a pan to the right moves it to the left."""
+    u0, ux, _, v0, _, vy = affine
+    shift = float(np.hypot(u0, v0))
+    zoom = float(ux + vy) / 2 * 0.5  # px at half the way to the edge, comparable with a shift
+    if max(shift, abs(zoom)) < max(STATIC_PX, 0.05 * mean):
+        return "static"
+    if abs(zoom) > shift:
+        return "zoom in" if zoom > 0 else "zoom out"
+    if abs(u0) >= abs(v0):
+        return "pan right" if u0 < 0 else "pan left"
+    return "tilt down" if v0 < 0 else "tilt up"
+
+
+class DisFlow:
+    """OpenCV's DIS optical flow with a guard for places where there is nothing to see.
+
+    Raw DIS drifts on flat walls under compression noise: a static shot reads 2 px. So flow is believed where the
+    picture has texture in two directions (smaller eigenvalue of the structure tensor) and filled in from there
+    elsewhere, nearest scales first; a pan over a sky keeps its speed, a static wall stands. Where little moves, two
+    Lucas-Kanade steps take out DIS's bias of some percent at half a pixel.
+    """
+
+    wants_color = False
+    TEXTURE = 2.0
+    """Luma^2/px^2: eigenvalue at which a place is believed half (at half of 360 px). Measured on the reel."""
+    SATURATION = 2.0
+    """A coarser place counts fully once half of it is believed."""
+    SMALL_PX = 1.0
+
+    def __init__(self) -> None:
+        cv2.setNumThreads(1)
+        self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+
+    def __call__(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        raw = self._dis.calc(first, second, None)
+        half = _halved(first), _halved(second)
+        flow = self._fill(_halved(raw), self._belief(_gradients(half[0]), window_px=5))
+        if float(cv2.magnitude(flow[..., 0], flow[..., 1]).mean()) < self.SMALL_PX:
+            gradients = _gradients(first)
+            flow = self._fill(_lucas_kanade(first, second, raw, gradients), self._belief(gradients, window_px=9))
+        return flow
+
+    def _belief(self, gradients: tuple[np.ndarray, np.ndarray], window_px: int) -> np.ndarray:
+        """0-1 per pixel: texture in two directions."""
+        x, y = gradients
+        xx, yy, xy = (_box(product, window_px) for product in (x * x, y * y, x * y))
+        smaller = np.maximum((xx + yy) / 2 - cv2.sqrt(((xx - yy) / 2) ** 2 + xy * xy), 0)
+        return smaller**2 / (smaller**2 + self.TEXTURE**2)
+
+    def _fill(self, flow: np.ndarray, belief: np.ndarray) -> np.ndarray:
+        """Believed flow, spread over the rest (pull-push pyramid)."""
+        flows, beliefs = [flow], [belief]
+        while min(beliefs[-1].shape) > 2:
+            total = cv2.pyrDown(beliefs[-1])
+            flows.append(cv2.pyrDown(flows[-1] * beliefs[-1][..., None]) / (total[..., None] + 1e-4))
+            beliefs.append(np.minimum(total * self.SATURATION, 1))
+        filled = flows[-1]
+        for flow_here, belief_here in zip(flows[-2::-1], beliefs[-2::-1], strict=True):
+            around = cv2.resize(filled, (flow_here.shape[1], flow_here.shape[0]), interpolation=cv2.INTER_LINEAR)
+            filled = around + (flow_here - around) * belief_here[..., None]
+        return filled
+
+
+def _halved(picture: np.ndarray) -> np.ndarray:
+    return cv2.resize(picture, (picture.shape[1] // 2, picture.shape[0] // 2), interpolation=cv2.INTER_AREA)
+
+
+def _gradients(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Luma per px in x and y."""
+    return cv2.Scharr(picture, cv2.CV_32F, 1, 0, scale=1 / 32), cv2.Scharr(picture, cv2.CV_32F, 0, 1, scale=1 / 32)
+
+
+def _box(values: np.ndarray, window_px: int) -> np.ndarray:
+    return cv2.boxFilter(values, -1, (window_px, window_px))
+
+
+def _lucas_kanade(first: np.ndarray, second: np.ndarray, flow: np.ndarray, gradients: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Two Gauss-Newton steps on windows of 9 px, each at most half a pixel."""
+    height, width = first.shape
+    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    before, after = first.astype(np.float32), second.astype(np.float32)
+    for _ in range(2):
+        warped = cv2.remap(after, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        gx, gy = ((own + other) / 2 for own, other in zip(gradients, _gradients(warped), strict=True))
+        change = warped - before
+        xx, yy, xy = _box(gx * gx, 9) + 0.5, _box(gy * gy, 9) + 0.5, _box(gx * gy, 9)
+        bx, by = _box(gx * change, 9), _box(gy * change, 9)
+        determinant = xx * yy - xy * xy
+        step = np.dstack([(xy * by - yy * bx) / determinant, (xy * bx - xx * by) / determinant])
+        flow = flow + np.clip(step, -0.5, 0.5)
+    return flow
+
+
+def _fields(*names: str) -> pa.Schema:
+    return pa.schema([CLIPS.field(name) for name in names])
+
+
+def _clip_tracks(batch: Batch, folder: Path) -> Iterator[ClipTrack]:
+    for row in batch.to_pylist():
+        yield read_clip_track(folder, row["source_id"], row["clip_id"], row["start_us"], row["end_us"])
+
+
+TRACK_COLUMNS: tuple[str, ...] = ("clip_id", "source_id", "start_us", "end_us")
+
+
+def motion_proxy_lineage(config: MotionConfig, track_run: str) -> Lineage:
+    """What made motion_proxy."""
+    model = "OpenCV DIS medium, texture guard (flashvideo-motion/1)"
+    return Lineage("score", "motion_proxy", "1", model, parameters={"max_pairs": config.max_pairs, "track": track_run})
+
+
+class MotionProxyStep:
+    """motion_proxy and its parts by DIS. Unit: px at 360 px short side per 1/8 s. A still clip scores 0; images are not given."""
+
+    name = "motion_proxy"
+    reads: tuple[str, ...] = TRACK_COLUMNS
+    writes = _fields(
+        "motion_proxy", "motion_proxy_run", "motion_top5", "motion_camera", "motion_object", "motion_pairs", "camera_move"
+    )  # fmt: skip
+    resources = Resources(cpus=1, memory_bytes=500_000_000)
+
+    def __init__(self, config: MotionConfig, tracks: Path, track_run: str) -> None:
+        self.lineage = motion_proxy_lineage(config, track_run)
+        self._config, self._tracks = config, tracks
+        self._flow = DisFlow()
+
+    def __call__(self, batch: Batch) -> Batch:
+        found = [measure_motion(track, self._flow, self._config.max_pairs) for track in _clip_tracks(batch, self._tracks)]
+        columns = [
+            pa.array([motion.mean for motion in found], pa.float32()),
+            pa.array([self.lineage.run_id] * len(found), pa.string()),
+            pa.array([motion.top5 for motion in found], pa.float32()),
+            pa.array([motion.camera for motion in found], pa.float32()),
+            pa.array([motion.residual for motion in found], pa.float32()),
+            pa.array([motion.pairs for motion in found], pa.int32()),
+            pa.array([motion.camera_move for motion in found], pa.string()),
+        ]
+        return pa.RecordBatch.from_arrays(columns, schema=self.writes)
+
+
+class RaftFlow:
+    """torchvision's RAFT large on RGB in [-1, 1], 12 updates, padded by replication to a multiple of 8."""
+
+    wants_color = True
+
+    def __init__(self, weights: Path | None, device: str, seed: int | None = None) -> None:
+        """`weights`: the state dict's file. None with a seed: random weights of the true architecture, for tests."""
+        import torch
+        from torchvision.models.optical_flow import raft_large
+
+        if weights is None:
+            if seed is None:
+                raise ValueError("RAFT needs its weights, or a seed for random ones")
+            torch.manual_seed(seed)
+        self._torch, self._device = torch, torch.device(device)
+        model = raft_large(weights=None, progress=False)
+        if weights is not None:
+            model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True), strict=True)
+        self._model = model.eval().to(self._device)
+
+    def __call__(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        torch = self._torch
+        height, width = first.shape[:2]
+        down, right = -height % 8, -width % 8
+        pictures = []
+        for picture in (first, second):
+            tensor = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+            pictures.append(torch.nn.functional.pad(tensor, (0, right, 0, down), mode="replicate").to(self._device))
+        with torch.inference_mode():
+            flow = self._model(*pictures, num_flow_updates=RAFT_UPDATES)[-1]
+        answer: np.ndarray = flow[0, :, :height, :width].permute(1, 2, 0).float().cpu().numpy()
+        return answer
+
+
+class MotionRaftStep:
+    """motion_raft by RAFT large. Unit as motion_proxy. Raises StepError `weights_missing` without its weights file."""
+
+    name = "motion_raft"
+    reads: tuple[str, ...] = TRACK_COLUMNS
+    writes = _fields("motion_raft", "motion_raft_run")
+
+    def __init__(self, config: MotionConfig, tracks: Path, track_run: str, device: str, flow: FlowEstimator | None = None) -> None:
+        """`flow` replaces the network (tests give one with random weights)."""
+        self.resources = Resources(cpus=1, gpus=1 if device.startswith("cuda") else 0, memory_bytes=2_000_000_000)
+        self.lineage = raft_lineage(config, track_run) if flow is None else Lineage("score", self.name, "1", "RAFT large, random weights")
+        self._config, self._tracks = config, tracks
+        self._flow = flow or RaftFlow(raft_weights(config), device)
+
+    def __call__(self, batch: Batch) -> Batch:
+        found = [measure_motion(track, self._flow, self._config.max_pairs) for track in _clip_tracks(batch, self._tracks)]
+        columns = [pa.array([motion.mean for motion in found], pa.float32()), pa.array([self.lineage.run_id] * len(found), pa.string())]
+        return pa.RecordBatch.from_arrays(columns, schema=self.writes)
+
+
+def raft_weights(config: MotionConfig) -> Path:
+    """The weights file. Raises StepError that names it and what to change."""
+    if config.raft_weights is not None and Path(config.raft_weights).is_file():
+        return Path(config.raft_weights)
+    where = f"{config.raft_weights} does not exist" if config.raft_weights else "curation.motion.raft_weights is not set"
+    raise StepError(
+        "weights_missing",
+        f"motion_raft wants {RAFT_FILE} (torchvision raft_large, C_T_SKHT_V2): {where}; "
+        "set curation.motion.raft_weights, or curation.motion.raft=false to do with motion_proxy",
+    )
+
+
+def raft_lineage(config: MotionConfig, track_run: str) -> Lineage:
+    """Lineage of motion_raft with the weights' hash."""
+    from curation.ingest import hash_file
+
+    return Lineage(
+        "score", "motion_raft", "1", "torchvision raft_large C_T_SKHT_V2 (flashvideo-motion/1)", hash_file(str(raft_weights(config))),
+        {"max_pairs": config.max_pairs, "updates": RAFT_UPDATES, "track": track_run},
+    )  # fmt: skip

@@ -1,0 +1,83 @@
+"""Technical quality by pyiqa's metrics, by name, on the key frames. pyiqa is licensed PolyForm Noncommercial."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from curation.schema import CLIPS
+from curation.scores.aesthetic import key_pictures
+from curation.step import Batch, Lineage, Resources, StepError
+from curation.tracks import read_clip_track
+
+WITHOUT_WEIGHTS = frozenset({"piqe"})
+"""Metrics that need no weights file."""
+
+
+class QualityStep:
+    """One pyiqa metric, mean over the key frames (between the bars). Direction and range are the metric's own (schema).
+
+    Importing pyiqa costs several seconds, so it is done once per worker, here.
+    """
+
+    reads: tuple[str, ...] = ("clip_id", "source_id", "start_us", "end_us")
+
+    def __init__(self, metric: str, tracks: Path, track_run: str, device: str) -> None:
+        import torch
+
+        self.name = metric
+        self.writes = quality_fields(metric)
+        self.resources = Resources(cpus=1, gpus=1 if device.startswith("cuda") else 0, memory_bytes=1_500_000_000)
+        self.lineage = quality_lineage(metric, track_run)
+        self._torch, self._device, self._tracks = torch, torch.device(device), tracks
+        torch.set_num_threads(1)
+        self._metric = _create(metric, self._device)
+
+    def __call__(self, batch: Batch) -> Batch:
+        scores = [self._score(row) for row in batch.to_pylist()]
+        columns = [pa.array(scores, pa.float32()), pa.array([self.lineage.run_id] * len(scores), pa.string())]
+        return pa.RecordBatch.from_arrays(columns, schema=self.writes)
+
+    def _score(self, row: dict[str, Any]) -> float:
+        track = read_clip_track(self._tracks, row["source_id"], row["clip_id"], row["start_us"], row["end_us"], read="keys")
+        values = []
+        for picture in key_pictures(track):
+            tensor = self._torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float().to(self._device) / 255
+            with self._torch.inference_mode():
+                values.append(float(self._metric(tensor)))
+        if not np.isfinite(values).all():
+            raise StepError("not_finite", f"{self.name} gave {values} on the key frames; a picture without any structure has no such score")
+        return float(np.mean(values))
+
+
+def quality_fields(metric: str) -> pa.Schema:
+    """The metric's columns. Raises StepError for a metric that the schema has no column for."""
+    if metric not in CLIPS.names or f"{metric}_run" not in CLIPS.names:
+        raise StepError("unknown_metric", f"curation.quality.metrics: the clips table has no column {metric!r}; it has piqe, musiq")
+    return pa.schema([CLIPS.field(metric), CLIPS.field(f"{metric}_run")])
+
+
+def quality_lineage(metric: str, track_run: str) -> Lineage:
+    """Lineage of one metric."""
+    from importlib.metadata import version
+
+    return Lineage("score", metric, "1", f"pyiqa {version('pyiqa')} {metric}", parameters={"track": track_run})
+
+
+def _create(metric: str, device: Any) -> Any:
+    with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
+        import pyiqa
+
+        try:
+            return pyiqa.create_metric(metric, device=device)
+        except Exception as error:
+            raise StepError(
+                "weights_missing" if metric not in WITHOUT_WEIGHTS else "metric_broken",
+                f"pyiqa could not make {metric}: {error}; pyiqa loads its weights from its hub cache (~/.cache/torch/hub/pyiqa), "
+                "put them there or leave the metric out of curation.quality.metrics",
+            ) from error
