@@ -209,7 +209,7 @@ def loss_chart(title: str, entries: list[dict[str, Any]]) -> Chart | None:
     for phase, members in phases.items():
         start = offset
         first = min(entry["train_step"] for entry in members)
-        base = offset - first + 1 if first <= offset else 0.0  # train_step counts within a phase, or over all of them
+        base = offset if first <= offset else 0.0  # train_step counts within a phase, or over all of them
         for entry in members:
             xs, ys = lines.setdefault((phase, str(entry.get("modality") or "video")), ([], []))
             xs.append(base + entry["train_step"])

@@ -308,7 +308,7 @@ def test_pictures_are_inlined_whole(whole: tuple[Workspace, Recipe, str]) -> Non
     _, _, text = whole
     section = text[text.index('id="pictures"') : text.index('id="evaluation"')]
     (data,) = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', section)
-    assert base64.b64decode(data)[:2] == b"\xff\xd8" and "Top to bottom: frame 0, frame 4." in section
+    assert base64.b64decode(data)[:2] == b"\xff\xd8" and "Top to bottom: frame 0; frame 4." in section
 
 
 def test_the_headline_is_light_and_flat(whole: tuple[Workspace, Recipe, str]) -> None:
