@@ -1,54 +1,50 @@
-"""What is wrong with a caption, as flags. Nothing is dropped here: the flags are stored beside the text."""
+"""Checks of a caption's text; a failed check is a flag on the row, never a lost row."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 
-from curation.config import CaptionConfig
+from curation.captions.caption import Caption
 
-CHECKS_VERSION = "1"
-NGRAM_WORDS = 4
-NGRAM_REPEATS = 3
-"""A caption that says the same 4 words 3 times loops; good captions of 100 words repeat at most a short phrase twice."""
-REFUSALS = (
-    r"\bI(?:'m| am) (?:sorry|unable)\b",
-    r"\bI (?:can(?:'t|not)|could not|couldn't|won't) (?:\w+ ){0,2}"
-    r"(?:help|assist|describe|provide|identify|comply|view|see|process|analy[sz]e)",
-    r"\bas an AI\b",
-    r"\bagainst my (?:guidelines|policy|programming)\b",
+NGRAM = 4
+MAX_REPEATS = 3
+"""A run of four words that comes this often is a model caught in a loop."""
+
+_URL = re.compile(r"https?://|www\.\w|\b\w+\.(?:com|org|net|io)\b", re.IGNORECASE)
+_REFUSAL = re.compile(
+    r"\b(?:i'?m sorry|i am sorry|i can(?:no|')t (?:help|assist|describe|see|view)|i am unable|i'?m unable|as an ai\b|"
+    r"as a language model|cannot fulfil)",
+    re.IGNORECASE,
 )
-BOILERPLATE = (
-    r"^(?:sure|certainly|of course|absolutely|okay|here(?:'s| is| are))\b",
-    r"^(?:caption|description|answer|assistant)\s*:",
-    r"\b(?:let me know if|feel free to|hope this helps|would you like me to)\b",
-    r"\bthe (?:provided|given|supplied) (?:images?|frames?|video|pictures?)\b",
+_BOILERPLATE = re.compile(
+    r"^(?:sure[,!.]|certainly[,!.]|of course[,!.]|here(?:'s| is) (?:a|the|your)|(?:the|this) (?:image|video|clip) "
+    r"(?:shows|depicts|features|captures|displays)|caption:|description:)|\b(?:let me know|hope this helps)\b",
+    re.IGNORECASE,
 )
-URL = re.compile(r"https?://|www\.\w|\b[\w-]+\.(?:com|org|net)\b", re.IGNORECASE)
-_REFUSAL = re.compile("|".join(REFUSALS), re.IGNORECASE)
-_BOILERPLATE = re.compile("|".join(BOILERPLATE), re.IGNORECASE)
+
+
+def check_caption(caption: Caption, min_words: int, max_words: int) -> list[str]:
+    """Names of the failed checks: too_short, too_long, cut_off, repeated, refusal, boilerplate, url."""
+    words = count_words(caption.text)
+    found = {
+        "too_short": words < min_words,
+        "too_long": words > max_words,
+        "cut_off": caption.finish == "length",
+        "repeated": _loops(caption.text),
+        "refusal": bool(_REFUSAL.search(caption.text)),
+        "boilerplate": bool(_BOILERPLATE.search(caption.text.strip())),
+        "url": bool(_URL.search(caption.text)),
+    }
+    return [name for name, failed in found.items() if failed]
 
 
 def count_words(text: str) -> int:
-    """Pieces between white space."""
+    """Words separated by white space."""
     return len(text.split())
-
-
-def flags_of(text: str, config: CaptionConfig) -> list[str]:
-    """The checks that the text fails, in the order of the schema: too_short, too_long, repeated, refusal, boilerplate, url."""
-    words, plain = count_words(text), text.replace("\u2019", "'").strip()
-    failed = {
-        "too_short": words < config.min_words,
-        "too_long": words > config.max_words,
-        "repeated": _loops(plain),
-        "refusal": _REFUSAL.search(plain) is not None,
-        "boilerplate": _BOILERPLATE.search(plain) is not None,
-        "url": URL.search(plain) is not None,
-    }
-    return [flag for flag, found in failed.items() if found]
 
 
 def _loops(text: str) -> bool:
     words = re.findall(r"\w+", text.lower())
-    grams = Counter(tuple(words[start : start + NGRAM_WORDS]) for start in range(len(words) - NGRAM_WORDS + 1))
-    return any(number >= NGRAM_REPEATS for number in grams.values())
+    runs = Counter(tuple(words[start : start + NGRAM]) for start in range(len(words) - NGRAM + 1))
+    return bool(runs) and max(runs.values()) >= MAX_REPEATS
