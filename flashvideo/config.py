@@ -391,6 +391,11 @@ class LatentsConfig(Settings):
     """4.1: the model sees 8 frames a second."""
     patches_per_clip: int = 4
     """Fixed random crops kept per clip for the patch phases."""
+    video_frames_as_images: bool = False
+    """Also take the middle frame of every video clip as an image: for sources with few images (debug). 4.1: images only."""
+    motion_edges: tuple[float, float, float, float] = (2.0, 4.0, 8.0, 16.0)
+    """Scores (px at 360 px short side per 1/8 s) between very low, low, medium, high and very high motion, the words in
+    front of Stage II's captions. The words are the code's, the edges are not published; these are ours."""
     shard_bytes: int = 1_000_000_000
     """Size of a safetensors shard at which the next one starts."""
 

@@ -44,6 +44,11 @@ class Progress:
         self._first = 0
         self.state: dict[str, object] = {}
 
+    @property
+    def path(self) -> Path | None:
+        """The file; another process that does the work writes it in this one's place."""
+        return self._path
+
     def update(self, done: int, total: int, unit: str, note: str = "") -> None:
         """`done` of `total` units; cheap to call often."""
         now = time.monotonic()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.latent_plan import latent_settings
 from pipelines.recipe import Recipe
 
 
@@ -132,16 +133,7 @@ JOBS: tuple[JobSpec, ...] = (
         summary="encode clips and captions once for training",
         needs=("select",),
         version=1,
-        settings=lambda r: {
-            "vae": r.vae,
-            "text_encoder": r.text_encoder,
-            "latents": r.latents,
-            "stage1_shape": r.stage1.shape,
-            "stage2_shapes": sorted({p.shape for p in r.stage2.phases}, key=repr),
-            "images": any(p.images for p in r.stage2.phases),
-            "degradation": r.stage2.pixel_degradation,
-            "seed": r.seed,
-        },
+        settings=latent_settings,
         demand=_device,
         inputs="tagged clips, source pixels",
         outputs="safetensors shards, tables latents and text_embeddings",

@@ -399,7 +399,9 @@ def jpeg(video: Tensor, quality: Sequence[float]) -> Tensor:
         ok, data = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, round(q)])
         if not ok:
             raise DegradationError(f"OpenCV could not encode a {frame.shape[1]}x{frame.shape[0]} frame as JPEG at quality {q:.0f}")
-        decoded.append(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+        picture = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        assert picture is not None  # it was encoded just now
+        decoded.append(picture[..., ::-1])
     return from_uint8(np.stack(decoded), video)
 
 
@@ -431,7 +433,9 @@ def _encode(planes: Sequence[Any], codec: str, bit_rate: int, frame_rate_hz: int
         raise DegradationError(f"this build of FFmpeg has no encoder {codec}; take it out of stage2.pixel_degradation.video_codecs")
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="matroska") as container:
-        stream = container.add_stream(codec, rate=Fraction(frame_rate_hz), options=dict(CODEC_OPTIONS.get(codec, {})))
+        # Without a buffer of half a second the encoders do not come near a low rate within a short clip.
+        rate = {"maxrate": str(bit_rate), "bufsize": str(bit_rate // 2)}
+        stream = container.add_stream(codec, rate=Fraction(frame_rate_hz), options=CODEC_OPTIONS.get(codec, {}) | rate)
         stream.height, stream.width, stream.pix_fmt = planes[0].shape[0] * 2 // 3, planes[0].shape[1], "yuv420p"
         stream.bit_rate, stream.gop_size = bit_rate, group
         stream.thread_count = 1

@@ -126,7 +126,9 @@ def micro_batch_sizes(share: int, at_most: int) -> list[int]:
 class BatchReader:
     """One rank's micro-batches of every global batch of a phase."""
 
-    def __init__(self, source: SampleSource, order: BatchOrder, text_dropout: float, rank: int, num_ranks: int, micro_batch_size: int) -> None:
+    def __init__(
+        self, source: SampleSource, order: BatchOrder, text_dropout: float, rank: int, num_ranks: int, micro_batch_size: int
+    ) -> None:
         """Raises ValueError when a global batch does not divide over the ranks."""
         for modality, part in (("image", order.images), ("video", order.videos)):
             size = order.size(modality)  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ import torch.distributed as distributed
 from torch import Tensor, nn
 
 from flashvideo.config import EngineConfig, OptimizerConfig
+from flashvideo.models.transformer import CogVideoXTransformer
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -120,7 +121,7 @@ class Engine:
         self.ranks, self.config = ranks, config
         self.dtype = DTYPES[config.precision]
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if hasattr(model, "activation_checkpointing"):
+        if isinstance(model, CogVideoXTransformer):
             model.activation_checkpointing = config.activation_checkpointing
         adam = torch.optim.AdamW(
             trainable, lr=optimizer.learning_rate, betas=optimizer.betas, weight_decay=optimizer.weight_decay, foreach=True

@@ -22,7 +22,7 @@ from flashvideo.objectives.flow_matching import FlowMatchingObjective
 from flashvideo.training.batches import BatchOrder, BatchReader, SampleSource, fixed_batches
 from flashvideo.training.engine import Engine, Ranks
 from flashvideo.training.loop import Loop, Progress
-from flashvideo.training.metrics import Bin, Validation, validate, write_lines
+from flashvideo.training.metrics import Bin, validate, write_lines
 from flashvideo.training.stage1 import seed_of, validated_once, write_validation
 
 T_BINS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -66,9 +66,11 @@ def train_stage2(
     if done:
         _load_finished(engine, phases[done - 1], config)
     after = before
-    for phase in phases[done:]:
+    total = sum(phase.config.iterations for phase in phases)
+    for number, phase in enumerate(phases[done:], done):
         loop = phase_loop(phase, config, seed, ranks)
-        loop.run(engine, progress)
+        earlier = sum(entry.config.iterations for entry in phases[:number])
+        loop.run(engine, partial(_from, progress, earlier, total))
         after = check(engine)
         if ranks.is_first:
             facts = {"phase": phase.config.name, "validation": after.loss, "by_bin": dict(after.by_bin), "samples": after.samples}
@@ -81,10 +83,17 @@ def train_stage2(
     engine.close()
 
 
+def _from(progress: Progress, earlier: int, total: int, done: int, _: int, unit: str, note: str) -> None:
+    """Progress of one phase as a part of all."""
+    progress(earlier + done, total, unit, note)
+
+
 def _load_finished(engine: Engine, phase: Phase, config: Stage2Config) -> None:
     newest = engine.ranks.gather(phase_checkpoint(phase, config) if engine.ranks.is_first else None)[0]
     if newest is None:
-        raise RuntimeError(f"phase {phase.config.name} is marked finished, but {phase.folder} holds no whole checkpoint; delete that folder")
+        raise RuntimeError(
+            f"phase {phase.config.name} is marked finished, but {phase.folder} holds no whole checkpoint; delete that folder"
+        )
     engine.load(newest)
 
 
@@ -147,5 +156,3 @@ def save_stage2(engine: Engine, folder: Path) -> None:
             assert isinstance(model, CogVideoXTransformer)
             save_transformer(model, folder)
     engine.ranks.barrier()
-
-

@@ -1,12 +1,11 @@
 """One rank of a tiny Stage II (or I) run on made-up latents; run as a script by the training tests, and imported by them.
 
-    python tiny_training.py FOLDER --ranks N --rank R --zero Z [--stage 1|2] [--precision fp32]
+python tiny_training.py FOLDER --ranks N --rank R --zero Z [--stage 1|2] [--precision fp32]
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
@@ -24,6 +23,7 @@ from flashvideo.config import (
 )
 from flashvideo.training.batches import LatentSample, Modality, seeded
 from flashvideo.training.engine import joined
+from flashvideo.training.loop import Progress
 from flashvideo.training.stage1 import train_stage1
 from flashvideo.training.stage2 import Phase, train_stage2
 
@@ -100,23 +100,30 @@ def stage2_config(engine: EngineConfig, iterations: int = 6) -> Stage2Config:
     )
 
 
-def run_rank(stage: int, folder: Path, config: EngineConfig, rank: int = 0, progress: object = None, poisoned: bool = False) -> None:
-    """Trains as one rank of the group that meets in the folder."""
-    say = progress if callable(progress) else lambda *arguments: None
-    rendezvous = f"file://{folder}/rendezvous-{config.num_ranks}"
-    with joined(config, rank, config.num_ranks, rendezvous) as ranks:
+def run_rank(
+    stage: int,
+    folder: Path,
+    config: EngineConfig,
+    meeting: Path,
+    rank: int = 0,
+    progress: Progress = lambda *state: None,
+    poisoned: bool = False,
+) -> None:
+    """Trains as one rank of the group that meets in a file, a new one each time."""
+    with joined(config, rank, config.num_ranks, f"file://{meeting}") as ranks:
         train, held_out = MadeUpLatents(poisoned=poisoned), MadeUpLatents(3)
         if stage == 1:
-            train_stage1(stage1_config(config), 0, train, held_out, folder, ranks, say)
+            train_stage1(stage1_config(config), 0, train, held_out, folder, ranks, progress)
         else:
             settings = stage2_config(config)
             phases = [Phase(entry, folder / entry.name, train) for entry in settings.phases]
-            train_stage2(settings, 0, phases, held_out, folder, ranks, say)
+            train_stage2(settings, 0, phases, held_out, folder, ranks, progress)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
+    parser.add_argument("meeting", type=Path)
     parser.add_argument("--stage", type=int, default=2)
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--rank", type=int, default=0)
@@ -125,8 +132,12 @@ def main() -> None:
     parser.add_argument("--poisoned", action="store_true")
     arguments = parser.parse_args()
     config = engine_config(arguments.ranks, arguments.zero, arguments.precision)
-    run_rank(arguments.stage, arguments.folder, config, arguments.rank, lambda *state: print(*state, flush=True), arguments.poisoned)
+    run_rank(arguments.stage, arguments.folder, config, arguments.meeting, arguments.rank, say, arguments.poisoned)
+
+
+def say(done: int, total: int, unit: str, note: str) -> None:
+    print(f"{done}/{total} {unit}: {note}", flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,0 +1,216 @@
+"""Starts the ranks of a training job, through Ray Train or as plain processes; both run the same function.
+
+Ray Train restarts the group from the last checkpoint when a rank dies, `engine.max_restarts` times; so does the
+local launcher. The function finds its own checkpoint, so a restart is a relaunch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from flashvideo.config import EngineConfig
+from pipelines.job import log
+from pipelines.recipe import Recipe
+
+POLL_S = 0.2
+STOP_GRACE_S = 10.0
+
+
+@dataclass(frozen=True)
+class RankRequest:
+    """What every rank is given; plain values, so that it travels as JSON or pickled."""
+
+    job: str
+    """train_stage1 | train_stage2."""
+    recipe: str
+    """JSON."""
+    root: str
+    folder: str
+    """The job's folder."""
+    progress: str | None
+    """Progress file that rank 0 writes."""
+    settings: dict[str, Any]
+    """What the job found out before starting: scales, sample files, phase folders."""
+
+
+class RankFailure(RuntimeError):
+    """The ranks died or failed more often than engine.max_restarts allows."""
+
+
+def start_ranks(request: RankRequest, recipe: Recipe, engine: EngineConfig) -> None:
+    """Runs all ranks to their end. Raises RankFailure."""
+    if recipe.runtime.backend == "ray":
+        _through_ray(request, recipe, engine)
+    else:
+        _as_processes(request, engine)
+
+
+def run_rank(request: RankRequest, rank: int = 0, num_ranks: int = 1, rendezvous: str | None = None) -> None:
+    """The function of every rank: joins the group and trains. `rendezvous` None: Ray or torchrun made the group."""
+    import importlib
+
+    from flashvideo.training.engine import joined
+
+    recipe = Recipe.model_validate_json(request.recipe)
+    job = importlib.import_module(f"pipelines.{request.job}")
+    engine: EngineConfig = job.engine_of(recipe)
+    with joined(engine, rank, num_ranks, rendezvous) as ranks:
+        job.train(request, recipe, ranks, _progress_of(request, ranks.is_first))
+
+
+def _progress_of(request: RankRequest, is_first: bool) -> Callable[[int, int, str, str], None]:
+    from pipelines.job import Progress
+
+    if not is_first:
+        return lambda done, total, unit, note: None
+    return Progress(Path(request.progress) if request.progress else None, request.job).update
+
+
+# -------------------------------------------------------------------------------------------------- Ray Train
+
+
+def _through_ray(request: RankRequest, recipe: Recipe, engine: EngineConfig) -> None:
+    """Ray Train's TorchTrainer on the cluster of RAY_ADDRESS, or on a Ray started for this job."""
+    for name, value in RAY_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    own = not ray.is_initialized()
+    if own:
+        _start_ray(recipe, engine)
+    try:
+        trainer = TorchTrainer(
+            _ray_rank,
+            train_loop_config=asdict(request),
+            torch_config=TorchConfig(backend="nccl" if engine.gpus_per_rank > 0 else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=engine.num_ranks,
+                use_gpu=engine.gpus_per_rank > 0,
+                resources_per_worker={"CPU": engine.cpus_per_rank} | ({"GPU": engine.gpus_per_rank} if engine.gpus_per_rank > 0 else {}),
+            ),
+            run_config=RunConfig(
+                name="ray_train", storage_path=request.folder, failure_config=FailureConfig(max_failures=engine.max_restarts)
+            ),
+        )
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise RankFailure(f"{request.job}: {_root_cause(error)}") from error
+    finally:
+        if own:
+            ray.shutdown()
+
+
+RAY_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+}
+"""Lean: the controller looks at its workers twice a second and keeps no statistics. Set only where the environment (the
+cluster's, with its own authentication) says nothing; a Ray that is started here listens on loopback."""
+
+
+def _start_ray(recipe: Recipe, engine: EngineConfig) -> None:
+    """Connects to RAY_ADDRESS, or starts a Ray of just the size that the ranks need."""
+    import ray
+
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(address=os.environ["RAY_ADDRESS"], logging_level=logging.WARNING)
+        return
+    ray.init(
+        num_cpus=max(1, round(engine.num_ranks * engine.cpus_per_rank)) + 1,  # one for the controller
+        object_store_memory=recipe.runtime.ray_object_store_bytes,
+        include_dashboard=True,  # Ray Train's cleaner asks it twice a second, and complains each time where there is none
+        dashboard_host="127.0.0.1",
+        logging_level=logging.WARNING,
+    )
+
+
+def _ray_rank(config: dict[str, Any]) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    run_rank(RankRequest(**config))
+
+
+def _root_cause(error: BaseException) -> str:
+    """The innermost message of a chain of exceptions."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error)
+
+
+# -------------------------------------------------------------------------------------------------- plain processes
+
+
+def _as_processes(request: RankRequest, engine: EngineConfig) -> None:
+    """One process a rank on this machine; a single rank runs in this process."""
+    if engine.num_ranks == 1:
+        with tempfile.TemporaryDirectory() as meeting:
+            run_rank(request, 0, 1, f"file://{meeting}/rendezvous")
+        return
+    for attempt in range(engine.max_restarts + 1):
+        failed = _one_group(request, engine)
+        if not failed:
+            return
+        log.warning("%s: rank %d ended with code %d; attempt %d of %d", request.job, *failed[0], attempt + 1, engine.max_restarts + 1)
+    raise RankFailure(f"{request.job}: the ranks failed {engine.max_restarts + 1} times (engine.max_restarts); see the log above")
+
+
+def _one_group(request: RankRequest, engine: EngineConfig) -> list[tuple[int, int]]:
+    """Starts the ranks and waits; when one fails the others are stopped. Returns (rank, exit code) of the failed."""
+    import json
+
+    with tempfile.TemporaryDirectory() as meeting:
+        written = Path(meeting) / "request.json"
+        written.write_text(json.dumps(asdict(request)))
+        command = [sys.executable, "-m", "pipelines.ranks", str(written), f"file://{meeting}/rendezvous", str(engine.num_ranks)]
+        processes = [
+            subprocess.Popen([*command, str(rank)], env=os.environ | {"LOCAL_RANK": str(rank)}) for rank in range(engine.num_ranks)
+        ]
+        try:
+            while any(process.poll() is None for process in processes):
+                if any(process.poll() not in (None, 0) for process in processes):
+                    break
+                time.sleep(POLL_S)
+            return [(rank, process.poll() or 0) for rank, process in enumerate(processes) if process.poll() not in (None, 0)]
+        finally:
+            _stop(processes)
+
+
+def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+    end = time.monotonic() + STOP_GRACE_S
+    for process in processes:
+        try:
+            process.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _main() -> None:
+    import json
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", stream=sys.stderr)
+    written, rendezvous, num_ranks, rank = sys.argv[1:]
+    run_rank(RankRequest(**json.loads(Path(written).read_text())), int(rank), int(num_ranks), rendezvous)
+
+
+if __name__ == "__main__":
+    _main()
