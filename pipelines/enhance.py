@@ -68,7 +68,7 @@ def enhance(recipe: Recipe, workspace: Workspace, videos: Sequence[Path], prompt
                 cascade = load_cascade(workspace, recipe, reports, model_device(recipe), with_stage1=False)
             rows[name] = {"key": key, **_enhance_one(cascade, recipe, video, prompt, out, name, key)}
         except (MediaError, OSError) as error:
-            failed.append(f"{video} cannot be enhanced: {error}")
+            failed.append(f"cannot be enhanced: {error}")
             continue
         models = model_names(cascade, recipe, workspace, reports)
         write_json(out / MANIFEST, {"models": models, "videos": rows})
@@ -150,7 +150,10 @@ def _read(video: Path, recipe: Recipe) -> Iterator[tuple[Window, np.ndarray]]:
     from curation.video import MediaError, decode, read_clip
 
     shape, rate = recipe.stage2.phases[-1].shape, recipe.latents.frame_rate_hz
-    times = [event.time_us for event in decode(str(video)) if event.frame is not None]
+    events = [(event.time_us, event.frame is not None, event.corrupt) for event in decode(str(video))]
+    times = [time_us for time_us, has_frame, _ in events if has_frame]
+    if damaged := sum(corrupt for _, _, corrupt in events):
+        log.warning("%s: %d of its %d frames are damaged; they are enhanced as they decode", video, damaged, len(events))
     if not times:
         raise MediaError("no_frames", f"{video} holds no frame that can be decoded")
     begin_us = min(times)
