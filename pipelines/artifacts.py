@@ -145,6 +145,10 @@ class Workspace:
         facts: list[Any] = [spec.name, spec.version, spec.settings(recipe), [upstream[name].digest for name in spec.needs]]
         if spec.name == "ingest":
             facts.append([(f.uri, f.bytes, f.modified_ns) for f in list_sources(self.sources(recipe)).files])
+        if spec.name == "caption" and recipe.curation.caption.backend == "sidecar":
+            from curation.captions.sidecar import sidecar_listing
+
+            facts.append(sidecar_listing(f.uri for f in list_sources(self.sources(recipe)).files))
         return fingerprint(*facts)
 
     def states(self, recipe: Recipe, targets: Sequence[str]) -> list[JobState]:

@@ -9,16 +9,21 @@ import cv2
 import numpy as np
 
 from curation.captions.caption import Caption, CaptionRequest
-from curation.captions.prompt import prompt_hash
-from curation.config import CaptionConfig
-from curation.scores.aesthetic import key_pictures
-from curation.step import Lineage, StepError
-from curation.tracks import read_clip_track
+from curation.captions.frames import read_key_frames
+from curation.step import StepError
+from curation.tracks import ClipTrack, KeyFrame
 
 MODEL = "attributes/1"
-NEEDED = ("duration_s", "media_type", "width", "height", "luma_mean", "motion_proxy", "camera_move", "blur")
+VERSION = "2"
+NEEDED = (
+    "duration_s", "media_type", "width", "height", "luma_mean", "blur", "letterbox_top_px", "letterbox_bottom_px", "letterbox_left_px",
+    "letterbox_right_px", "motion_proxy", "motion_raft", "camera_move",
+)  # fmt: skip
 """Columns of `clips` that the sentence is made of."""
 
+_PICTURE_PX = (64, 36)
+"""Width, height at which colours are counted."""
+_COLOUR_SHARE = 0.12
 _HUES = (
     (10, "red"),
     (22, "orange"),
@@ -43,46 +48,39 @@ _MOVES = {
 
 
 class AttributesCaptioner:
-    """Says length, size, orientation, brightness, sharpness, dominant colours, amount of motion and camera move."""
+    """Says length, orientation, brightness, sharpness, dominant colours, bars, amount of motion and camera move; no motion word."""
 
-    def __init__(self, config: CaptionConfig, tracks: Path) -> None:
+    def __init__(self, tracks: Path) -> None:
         self._tracks = tracks
-        self.lineage = attributes_lineage(config)
 
     def __call__(self, requests: list[CaptionRequest]) -> list[Caption | StepError]:
         return [self._describe(request) for request in requests]
 
     def _describe(self, request: CaptionRequest) -> Caption | StepError:
-        facts = request.facts
-        track = read_clip_track(self._tracks, request.source_id, request.clip_id, request.start_us, request.end_us, read="keys")
         try:
-            colours = dominant_colours(np.concatenate([_small(picture) for picture in key_pictures(track)]))
+            track = read_key_frames(self._tracks, request)
+            pixels = np.concatenate([_small_picture(key, track).reshape(-1, 3) for key in track.keys])
         except StepError as error:
             return error
-        return Caption(sentence(facts, colours), MODEL, prompt_hash(""), "stop")
-
-
-def attributes_lineage(config: CaptionConfig) -> Lineage:
-    """What made the captions of this backend."""
-    del config  # no setting changes the sentence
-    return Lineage("caption", "attributes", "1", MODEL)
+        return Caption(sentence(request.facts, dominant_colours(pixels)))
 
 
 def sentence(facts: dict[str, Any], colours: list[str]) -> str:
     """The sentence, from columns of `clips` and colour words. Unknown facts are left out."""
     image = facts["media_type"] == "image"
     shape = "square" if facts["width"] == facts["height"] else "wide" if facts["width"] > facts["height"] else "tall"
-    start = f"A {shape} photograph" if image else f"A {shape} video of {facts['duration_s']:.3g} seconds"
+    start = f"A {shape} still image" if image else f"A {shape} video of {facts['duration_s']:.3g} seconds"
     light = _word(facts.get("luma_mean"), ((50, "dark"), (95, "dim"), (150, "evenly lit"), (195, "bright"), (256, "very bright")))
     detail = _word(facts.get("blur"), ((30, "soft"), (400, "moderately detailed"), (1500, "detailed"), (float("inf"), "richly detailed")))
     looks = [word for word in (light, detail) if word]
     text = start + (f", {' and '.join(looks)}" if looks else "")
     if colours:
         text += f", in {_listed(colours)}"
+    text += _bars(facts)
     if image:
         return text + "."
     motion = _word(
-        facts.get("motion_proxy"),
+        facts.get("motion_proxy") if facts.get("motion_raft") is None else facts["motion_raft"],
         ((0.3, "almost nothing moves"), (1.1, "there is little motion"), (4.0, "there is moderate motion"), (10.0, "there is much motion"),
          (float("inf"), "there is very fast motion")),
     )  # fmt: skip
@@ -106,11 +104,27 @@ def dominant_colours(pixels: np.ndarray) -> list[str]:
     words[value < 45] = "black"
     names, counts = np.unique(words.astype(str), return_counts=True)
     order = sorted(range(len(names)), key=lambda i: (-counts[i], names[i]))
-    return [str(names[i]) for i in order if counts[i] >= 0.12 * len(words)][:3]
+    return [str(names[i]) for i in order if counts[i] >= _COLOUR_SHARE * len(words)][:3]
 
 
-def _small(picture: np.ndarray) -> np.ndarray:
-    return cv2.resize(picture, (64, 64), interpolation=cv2.INTER_AREA).reshape(-1, 3)
+def _bars(facts: dict[str, Any]) -> str:
+    flat = bool(facts.get("letterbox_top_px") or facts.get("letterbox_bottom_px"))
+    upright = bool(facts.get("letterbox_left_px") or facts.get("letterbox_right_px"))
+    where = "all around" if flat and upright else "above and below" if flat else "at the sides"
+    return f", with black bars {where}" if flat or upright else ""
+
+
+def _small_picture(key: KeyFrame, track: ClipTrack) -> np.ndarray:
+    """uint8 H W 3 RGB at _PICTURE_PX, the clip's bars cut off. JPEG decodes at an eighth of the size for a fraction of the time."""
+    picture = cv2.imdecode(np.frombuffer(key.jpeg, np.uint8), cv2.IMREAD_REDUCED_COLOR_8)
+    if picture is None:
+        raise StepError("damaged_track", f"the key frame at {key.time_us} us is no JPEG; run detect_shots again")
+    height, width = picture.shape[:2]
+    bars, scales = track.bars_px or (0, 0, 0, 0), (height / track.facts.height,) * 2 + (width / track.facts.width,) * 2
+    top, bottom, left, right = (int(np.ceil(bar * scale)) for bar, scale in zip(bars, scales, strict=True))
+    if top + bottom < height and left + right < width:
+        picture = picture[top : height - bottom, left : width - right]
+    return cv2.cvtColor(cv2.resize(picture, _PICTURE_PX, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB)
 
 
 def _word(value: float | None, scale: tuple[tuple[float, str], ...]) -> str | None:

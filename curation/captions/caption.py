@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from curation.step import Lineage, StepError
+from curation.step import StepError
+
+
+class CaptionSetupError(ValueError):
+    """The backend cannot start as it is configured (a user's mistake); one line with what it wants."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +30,15 @@ class Caption:
     """A description and how it came to be."""
 
     text: str
-    model: str
-    prompt_hash: str
-    finish: str
+    finish: Literal["stop", "length"] = "stop"
     """stop: the model ended by itself. length: it was cut off."""
+    refused: bool = False
+    """The model declined; `text` is what it said instead."""
+    of: Literal["clip", "file"] = "clip"
+    """file: written for the whole source, of which the clip may be a part."""
 
 
 class Captioner(Protocol):
     """A backend. Answers every request, in order, with a Caption or the error that it met."""
-
-    lineage: Lineage
 
     def __call__(self, requests: list[CaptionRequest]) -> list[Caption | StepError]: ...

@@ -7,6 +7,7 @@ from collections import Counter
 
 from curation.captions.caption import Caption
 
+CHECKS_VERSION = "1"
 NGRAM = 4
 MAX_REPEATS = 3
 """A run of four words that comes this often is a model caught in a loop."""
@@ -25,16 +26,16 @@ _BOILERPLATE = re.compile(
 
 
 def check_caption(caption: Caption, min_words: int, max_words: int) -> list[str]:
-    """Names of the failed checks: too_short, too_long, cut_off, repeated, refusal, boilerplate, url."""
+    """Names of the failed checks: too_short, too_long, repeated, refusal, boilerplate, url. (Cut off: the column `finish`.)"""
+    text = caption.text.replace("\u2019", "'").strip()
     words = count_words(caption.text)
     found = {
         "too_short": words < min_words,
         "too_long": words > max_words,
-        "cut_off": caption.finish == "length",
-        "repeated": _loops(caption.text),
-        "refusal": bool(_REFUSAL.search(caption.text)),
-        "boilerplate": bool(_BOILERPLATE.search(caption.text.strip())),
-        "url": bool(_URL.search(caption.text)),
+        "repeated": _loops(text),
+        "refusal": caption.refused or bool(_REFUSAL.search(text)),
+        "boilerplate": bool(_BOILERPLATE.search(text)),
+        "url": bool(_URL.search(text)),
     }
     return [name for name, failed in found.items() if failed]
 

@@ -1,32 +1,42 @@
 """Backend `http`: any OpenAI-compatible server (vLLM, SGLang, Ollama, a cloud). Key frames go as JPEG data URLs.
 
-Requests run side by side up to `max_in_flight`; 429, 5xx, timeouts and broken connections are tried again with
-growing, jittered pauses (Retry-After is obeyed); a malformed answer is tried again too; other refusals are final.
-Answers are cached on disk by clip, model, prompt and frames, so a relaunch asks for nothing twice. The key comes from
-FLASHVIDEO_CAPTION_API_KEY.
+Requests run side by side up to `max_in_flight`; 429, 5xx, timeouts, broken connections and malformed answers are
+tried again with growing, jittered pauses (Retry-After is obeyed); every other 4xx is final. Answers are cached on
+disk by clip, model, prompt and frames, so a relaunch asks for nothing twice. The key comes from
+FLASHVIDEO_CAPTION_API_KEY, goes into a header, and is taken out of every message.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
 import json
 import os
 import random
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
-from curation.captions.caption import Caption, CaptionRequest
-from curation.captions.prompt import prompt_hash
-from curation.config import CaptionConfig
-from curation.step import Lineage, StepError
-from curation.tracks import read_clip_track
+import httpx
 
+from curation.captions.caption import Caption, CaptionRequest, CaptionSetupError
+from curation.captions.frames import read_key_frames
+from curation.captions.responses import ResponseCache
+from curation.config import CaptionConfig
+from curation.step import StepError
+
+VERSION = "1"
 KEY_VARIABLE = "FLASHVIDEO_CAPTION_API_KEY"
 MAX_TOKENS = 400
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S, LONGEST_RETRY_AFTER_S = 0.5, 30.0, 600.0
+RETRIED = frozenset([408, 409, 425, 429])
+"""Beside every 5xx."""
+STOPPED = frozenset(["stop", "eos_token", "end_turn", "stop_sequence"])
+"""finish_reason of a whole answer, in the servers' dialects."""
+EXCERPT = 200
+CHECK_TIMEOUT_S = 10.0
 
 
 class _RetryError(Exception):
@@ -35,29 +45,51 @@ class _RetryError(Exception):
         self.code, self.pause_s = code, pause_s
 
 
+def server_url(config: CaptionConfig) -> str:
+    """The server's address without a slash at its end. Raises CaptionSetupError when address or model is not set."""
+    if not config.model:
+        raise CaptionSetupError("caption.backend=http wants caption.model, the model's name at the server")
+    if not (config.base_url or "").startswith(("http://", "https://")):
+        raise CaptionSetupError(f"caption.backend=http wants caption.base_url, e.g. http://127.0.0.1:8000/v1; it is {config.base_url!r}")
+    return str(config.base_url).rstrip("/")
+
+
+def check_server(config: CaptionConfig) -> None:
+    """Asks for the list of models. Raises CaptionSetupError when nothing answers there or the key is not accepted."""
+    url = f"{server_url(config)}/models"
+    try:
+        status = httpx.get(url, headers=_headers(), timeout=CHECK_TIMEOUT_S).status_code
+    except (httpx.RequestError, httpx.InvalidURL) as error:
+        raise CaptionSetupError(f"no caption server answers at {url} ({type(error).__name__}); start it, or set caption.base_url") from None
+    if status in (401, 403):
+        given = f"the key in {KEY_VARIABLE}" if os.environ.get(KEY_VARIABLE) else f"a request without a key ({KEY_VARIABLE} is not set)"
+        raise CaptionSetupError(f"{url} does not accept {given} (status {status})")
+
+
+def _headers() -> dict[str, str]:
+    key = os.environ.get(KEY_VARIABLE)
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
 class HttpCaptioner:
-    """Describes clips by a vision-language model behind HTTP."""
+    """Describes clips by a vision-language model behind HTTP.
+
+    StepError: caption_busy, caption_server_error, caption_timeout, caption_unreachable, caption_malformed (after
+    `attempts` requests); caption_rejected (at once); no_track, no_key_frames.
+    """
 
     def __init__(self, config: CaptionConfig, tracks: Path, cache: Path, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
-        """Raises StepError when base_url or model is not set. `sleep` is replaced in tests."""
-        if not config.base_url or not config.model:
-            raise StepError(
-                "not_configured", "caption.backend=http wants caption.base_url (e.g. http://127.0.0.1:8000/v1) and caption.model"
-            )
-        self._config, self._tracks, self._cache, self._sleep = config, tracks, cache, sleep
-        self.lineage = http_lineage(config)
+        """Raises CaptionSetupError when base_url or model is not set. `sleep` is replaced in tests."""
+        self._url = server_url(config)
+        self._config, self._tracks, self._cache, self._sleep = config, tracks, ResponseCache(cache), sleep
 
     def __call__(self, requests: list[CaptionRequest]) -> list[Caption | StepError]:
         return asyncio.run(self._all(requests))
 
     async def _all(self, requests: list[CaptionRequest]) -> list[Caption | StepError]:
-        import httpx
-
-        key = os.environ.get(KEY_VARIABLE)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx.Limits(max_connections=self._config.max_in_flight)
         gate = asyncio.Semaphore(self._config.max_in_flight)
-        async with httpx.AsyncClient(headers=headers, limits=limits, timeout=self._config.timeout_s) as client:
+        async with httpx.AsyncClient(headers=_headers(), limits=limits, timeout=None) as client:
 
             async def one(request: CaptionRequest) -> Caption | StepError:
                 async with gate:  # also bounds how many clips' frames are in memory
@@ -65,58 +97,48 @@ class HttpCaptioner:
 
             return list(await asyncio.gather(*(one(request) for request in requests)))
 
-    async def _describe(self, client: Any, request: CaptionRequest) -> Caption | StepError:
-        track = read_clip_track(self._tracks, request.source_id, request.clip_id, request.start_us, request.end_us, read="keys")
-        body = self._body([frame.jpeg for frame in track.keys])
-        place = self._cache / f"{_cache_key(request.clip_id, body)}.json"
-        if place.is_file():
-            return Caption(**json.loads(place.read_text()))
+    async def _describe(self, client: httpx.AsyncClient, request: CaptionRequest) -> Caption | StepError:
         try:
-            caption = await self._ask_until_answered(client, body)
-        except _RetryError as error:
-            return StepError(error.code, f"{self._config.base_url}: {error} ({self._config.attempts} attempts)")
+            body = self._body([key.jpeg for key in read_key_frames(self._tracks, request).keys])
+            question = json.dumps(body, sort_keys=True)
+            caption = self._cache.get(request.clip_id, question)
+            if caption is None:
+                caption = await self._ask_until_answered(client, body, random.Random(request.clip_id))
+                self._cache.put(request.clip_id, question, caption)
+            return caption
         except StepError as error:
             return error
-        _write(place, json.dumps(vars(caption)))
-        return caption
 
-    async def _ask_until_answered(self, client: Any, body: dict[str, Any]) -> Caption:
-        pause = FIRST_PAUSE_S
-        for attempt in range(1, self._config.attempts + 1):
+    async def _ask_until_answered(self, client: httpx.AsyncClient, body: dict[str, Any], jitter: random.Random) -> Caption:
+        """`jitter`: seeded by the clip; clips that failed together must not return together."""
+        pause, attempts = FIRST_PAUSE_S, self._config.attempts
+        for attempt in range(1, attempts + 1):
             try:
                 return await self._ask(client, body)
             except _RetryError as error:
-                if attempt == self._config.attempts:
-                    raise
-                jittered = random.uniform(pause / 2, pause * 1.5)  # clients that failed together must not return together
-                await self._sleep(min(LONGEST_PAUSE_S, error.pause_s if error.pause_s is not None else jittered))
+                if attempt == attempts:
+                    raise self._final(error.code, f"{error} ({attempts} attempts, caption.attempts)") from None
+                asked = min(LONGEST_RETRY_AFTER_S, error.pause_s or 0.0)
+                await self._sleep(max(asked, min(LONGEST_PAUSE_S, jitter.uniform(pause / 2, pause * 1.5))))
                 pause *= 2
+            except StepError as error:
+                raise self._final(error.code, str(error)) from None
         raise AssertionError("attempts is at least 1")
 
-    async def _ask(self, client: Any, body: dict[str, Any]) -> Caption:
-        import httpx
+    def _final(self, code: str, message: str) -> StepError:
+        """The clip's error, without the key: a server may repeat it."""
+        key = os.environ.get(KEY_VARIABLE)
+        return StepError(code, f"{self._config.model} at {self._url}: {message.replace(key, '***') if key else message}")
 
+    async def _ask(self, client: httpx.AsyncClient, body: dict[str, Any]) -> Caption:
         try:
-            response = await client.post(f"{str(self._config.base_url).rstrip('/')}/chat/completions", json=body)
-        except httpx.TimeoutException:
+            async with asyncio.timeout(self._config.timeout_s):  # httpx's own limits are per packet: a trickle would never end
+                response = await client.post(f"{self._url}/chat/completions", json=body)
+        except TimeoutError:
             raise _RetryError("caption_timeout", f"no answer in {self._config.timeout_s:g} s (caption.timeout_s)") from None
-        except httpx.TransportError as error:
-            raise _RetryError("caption_unreachable", f"{type(error).__name__}: {error}") from None
-        if response.status_code == 429 or response.status_code >= 500:
-            raise _RetryError("caption_busy", f"status {response.status_code}", _retry_after(response.headers.get("retry-after")))
-        if response.status_code != 200:
-            raise StepError("caption_refused", f"{self._config.base_url}: status {response.status_code}: {response.text[:200]}")
-        try:
-            choice = response.json()["choices"][0]
-            text = str(choice["message"]["content"]).strip()
-            finish = "length" if choice.get("finish_reason") == "length" else "stop"
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise _RetryError(
-                "caption_malformed", f"answer is no chat completion ({type(error).__name__}): {response.text[:200]}"
-            ) from None
-        if not text:
-            raise _RetryError("caption_malformed", "answer holds no text")
-        return Caption(text, str(self._config.model), prompt_hash(self._config.prompt), finish)
+        except httpx.RequestError as error:
+            raise _RetryError("caption_unreachable", f"{type(error).__name__} {error}".rstrip()) from None
+        return parse_answer(response)
 
     def _body(self, jpegs: list[bytes]) -> dict[str, Any]:
         pictures = [
@@ -126,24 +148,49 @@ class HttpCaptioner:
         return {"model": self._config.model, "messages": [{"role": "user", "content": content}], "max_tokens": MAX_TOKENS, "temperature": 0}
 
 
-def http_lineage(config: CaptionConfig) -> Lineage:
-    """What made the captions: the model's name and the prompt; the server's address does not count."""
-    return Lineage("caption", "http", "1", str(config.model), parameters={"prompt": config.prompt, "max_tokens": MAX_TOKENS})
-
-
-def _cache_key(clip_id: str, body: dict[str, Any]) -> str:
-    return hashlib.sha256((clip_id + json.dumps(body, sort_keys=True)).encode()).hexdigest()[:32]
-
-
-def _retry_after(value: str | None) -> float | None:
+def parse_answer(response: httpx.Response) -> Caption:
+    """The caption of a server's answer. Raises _RetryError for what may pass, StepError `caption_rejected` for what will not."""
+    status, excerpt = response.status_code, " ".join(response.text[:EXCERPT].split())
+    if status in RETRIED or status >= 500:
+        code = "caption_busy" if status == 429 else "caption_server_error"
+        raise _RetryError(code, f"status {status}: {excerpt}", _retry_after_s(response.headers.get("retry-after", "")))
+    if status != 200:
+        raise StepError("caption_rejected", f"status {status}: {excerpt}")
     try:
-        return None if value is None else max(0.0, float(value))
-    except ValueError:  # a date: our own pauses are fine
+        choice = response.json()["choices"][0]
+        message, finish = choice["message"], choice["finish_reason"]
+        refusal = message.get("refusal")
+        text = str(refusal) if refusal else _text_of(message["content"]).strip()
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise _RetryError("caption_malformed", f"answer is no chat completion ({type(error).__name__}: {error}): {excerpt}") from None
+    if finish == "content_filter":
+        return Caption(text or "(content filter)", refused=True)
+    if finish != "length" and finish not in STOPPED:
+        raise _RetryError(
+            "caption_malformed", f"finish_reason is {finish!r}; known are length, content_filter, {', '.join(sorted(STOPPED))}"
+        )
+    if not text:
+        raise _RetryError("caption_malformed", f"answer holds no text: {excerpt}")
+    return Caption(text, "length" if finish == "length" else "stop", refused=bool(refusal))
+
+
+def _text_of(content: Any) -> str:
+    """Text of a message: a string, a list of parts, or null (nothing said). Raises TypeError for anything else."""
+    if isinstance(content, list):
+        return " ".join(str(part["text"]) for part in content if part["type"] == "text")
+    if content is not None and not isinstance(content, str):
+        raise TypeError(f"content is {type(content).__name__}")
+    return content or ""
+
+
+def _retry_after_s(value: str) -> float | None:
+    """Seconds that the server asks to wait, given as a number or a date. None where it says nothing readable."""
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        moment = parsedate_to_datetime(value)
+    except ValueError:
         return None
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.write_text(text)
-    os.replace(beside, path)
+    return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
