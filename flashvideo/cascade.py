@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flashvideo.config import (
+    AttentionConfig,
     DiffusionConfig,
     FrameShape,
     Stage1SamplingConfig,
@@ -28,6 +29,8 @@ from flashvideo.models.lora import load_stage1
 from flashvideo.models.text_encoder import TextEncoder, build_text_encoder
 from flashvideo.models.transformer import CogVideoXTransformer, load_transformer
 from flashvideo.models.vae import VideoAutoencoder, load_autoencoder, model_input_scale
+from flashvideo.models.window_attention import AttentionOptions, choose_window
+from flashvideo.motion import clip_motion_px
 from flashvideo.sampling.stage1 import Progress, sample_stage1
 from flashvideo.sampling.stage2 import enhance_latents
 
@@ -47,6 +50,19 @@ def enlarge(video: Tensor, height: int, width: int) -> Tensor:
 def stage2_prompt(prompt: str, motion: str) -> str:
     """The prompt as Stage II was trained: "medium motion," in front (code). Stage I takes the prompt as it is."""
     return f"{motion} motion,{prompt}"
+
+
+def attention_options(config: AttentionConfig, video: Tensor, shape: FrameShape) -> AttentionOptions:
+    """How Stage II attends to these videos (B C T H W in [-1, 1]) at that output shape.
+
+    One window for the batch: that of the clip that moves most (`clip_motion_px` at 8 frames a second, measured only
+    when the config asks for windows).
+    """
+    if config.kind == "full":
+        return AttentionOptions(None, config.head_chunk)
+    motion_px = max(clip_motion_px(clip) for clip in video)
+    frames, height, width = shape.latent_shape
+    return AttentionOptions(choose_window(motion_px, (frames, height // 2, width // 2), config), config.head_chunk)
 
 
 class FlashVideoCascade:
@@ -142,7 +158,14 @@ class FlashVideoCascade:
         degraded = self.vae.encode(enlarged).sample(tuple(generators)) * self.scales[2]
         text = self.text_encoder.encode([stage2_prompt(prompt, motion) for prompt in prompts]).embeddings
         latents = enhance_latents(
-            self.stage2, degraded, text, self.stage2_sampling, generators, progress, latent_degradation=self.latent_degradation
+            self.stage2,
+            degraded,
+            text,
+            self.stage2_sampling,
+            generators,
+            progress,
+            latent_degradation=self.latent_degradation,
+            attention=attention_options(self.stage2_sampling.attention, video, shape),
         )
         return self.vae.decode(latents / self.scales[2]).clamp(-1, 1)
 

@@ -126,6 +126,27 @@ class LoraConfig(Settings):
         return self.alpha / self.rank
 
 
+class VaeTilingConfig(Settings):
+    """Spatial tiles of the cogvideox autoencoder. Its GroupNorm spans a tile, so the layout is a part of the result and
+    follows from the shape alone, never from the memory that happens to be free."""
+
+    decode_pass_latents: int = 55_296
+    """Largest temporal chunk (3 latent frames) x height x width in latents that is decoded in one piece. At 134x240
+    this gives the released two slices in width; 528x960 stays whole (code)."""
+    encode_pass_latents: int = 161_280
+    """As above for encoding (5 latent frames a chunk): 1072x1920 stays whole, as released; 1440x2560 is cut in two."""
+    overlap: int = 16
+    """Latents that a tile sees beyond its own part, at each inner side (code)."""
+    blend: int = 0
+    """Latents over which two neighbours are cross-faded; 0 is the released hard crop. At most 2 x overlap."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> VaeTilingConfig:
+        if self.overlap < 0 or not 0 <= self.blend <= 2 * self.overlap:
+            raise ValueError(f"blend = {self.blend} must lie in 0..{2 * self.overlap}, twice overlap = {self.overlap}")
+        return self
+
+
 class VaeConfig(Settings):
     """The video autoencoder: 4x in time, 8x8 in space, 16 channels."""
 
@@ -135,6 +156,8 @@ class VaeConfig(Settings):
     """Folder (diffusers layout) that holds config.json and diffusion_pytorch_model.safetensors."""
     chunk_mode: Literal["inference", "training", "unsplit"] = "inference"
     """Temporal chunking, part of the latent's definition: 17+16+16, 13+12+12+12, or one chunk (code)."""
+    tiling: VaeTilingConfig = VaeTilingConfig()
+    """Spatial slices and tiles of large videos."""
     scale_stage1: float | None = 0.7
     """Model input = latent x scale (code). None: 1/std of the run's latents, one global factor."""
     scale_stage2: float | None = 1.15258426
@@ -410,6 +433,32 @@ class Stage1SamplingConfig(Settings):
     guidance_exponent: float = 5.0
 
 
+class AttentionConfig(Settings):
+    """How Stage II attends while it samples: full, or inside 3D windows where the clip moves little (6.1)."""
+
+    kind: Literal["full", "window"] = "full"
+    """window: outputs differ from the released model's; it was trained with full attention."""
+    window: tuple[int, int, int] = (7, 11, 11)
+    """Tokens in (time, height, width), odd (6.1). Widened for clips that move, see `choose_window`."""
+    tile: tuple[int, int, int] = (2, 8, 8)
+    """Tokens of a block in (time, height, width). On a GPU their product must be 128; (2, 8, 8) computes least at 1080p."""
+    exact: bool = False
+    """True: each token sees exactly its window; False: all of every tile that the window reaches. Equal in blocks."""
+    full_above_motion_px: float = 8.0
+    """Clips that move more (px at 360 px short side per 1/8 s, 95th percentile) get full attention. Ours; 6.1 says only
+    that windows break at large motion."""
+    head_chunk: int | None = None
+    """Heads attended at once; None: all. Less memory, the same result."""
+
+    @model_validator(mode="after")
+    def _extents(self) -> AttentionConfig:
+        if any(size < 1 or size % 2 == 0 for size in self.window) or any(extent < 1 for extent in self.tile):
+            raise ValueError(f"window {self.window} needs odd extents and tile {self.tile} positive ones")
+        if self.head_chunk is not None and self.head_chunk < 1:
+            raise ValueError(f"head_chunk = {self.head_chunk} must be 1 or more, or None")
+        return self
+
+
 class Stage2SamplingConfig(Settings):
     """270p -> 1080p: Euler on the flow (3.3; code flow_video.py)."""
 
@@ -420,6 +469,7 @@ class Stage2SamplingConfig(Settings):
     shift: float = 2.5
     compat: Literal["fp32", "official-bf16"] = "fp32"
     """official-bf16 reproduces the released rounding of time and noise step."""
+    attention: AttentionConfig = AttentionConfig()
 
 
 class GenerateConfig(Settings):

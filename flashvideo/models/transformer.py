@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from flashvideo.config import TransformerConfig
 from flashvideo.models.rope import apply_rotary, rotary_table
 from flashvideo.models.weight_files import WeightsError, check_keys, read_config, read_tensors, write_folder
+from flashvideo.models.window_attention import FULL_ATTENTION, AttentionOptions, WindowPlan, window_plan
 
 log = logging.getLogger("flashvideo")
 
@@ -91,7 +92,7 @@ class AdaptiveNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Full attention over [text, video], LayerNorm on queries and keys, rotary positions on video."""
+    """Attention over [text, video], LayerNorm on queries and keys, rotary positions on video."""
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
@@ -102,14 +103,21 @@ class Attention(nn.Module):
         self.norm_k = nn.LayerNorm(head_dim, eps=1e-6)
         self.to_out = nn.ModuleList([nn.Linear(hidden_size, hidden_size)])
 
-    def forward(self, joint: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(B, L+N, D) -> the same shape; cos, sin: (L+N, head_dim / 2)."""
-        query, key, value = self.to_qkv(joint).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        query = apply_rotary(self.norm_q(query), cos, sin)
-        key = apply_rotary(self.norm_k(key), cos, sin)
-        attended = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
-        output: Tensor = self.to_out[0](attended.transpose(1, 2).flatten(2))
+    def forward(self, joint: Tensor, cos: Tensor, sin: Tensor, plan: WindowPlan | None = None, head_chunk: int | None = None) -> Tensor:
+        """(B, L+N, D) -> the same shape; cos, sin: (L+N, head_dim / 2). Full without a plan, all heads without a chunk."""
+        qkv = self.to_qkv(joint).unflatten(-1, (3, self.num_heads, -1))
+        chunks = qkv.split(head_chunk or self.num_heads, dim=3)
+        attended = [self._attend(chunk, cos, sin, plan) for chunk in chunks]
+        output: Tensor = self.to_out[0]((attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)).flatten(2))
         return output
+
+    def _attend(self, qkv: Tensor, cos: Tensor, sin: Tensor, plan: WindowPlan | None) -> Tensor:
+        """(B, L+N, 3, heads, head_dim) -> (B, L+N, heads, head_dim)."""
+        query, key, value = qkv.unbind(2)
+        query = apply_rotary(self.norm_q(query), cos, sin).transpose(1, 2)
+        key = apply_rotary(self.norm_k(key), cos, sin).transpose(1, 2)
+        attend = F.scaled_dot_product_attention if plan is None else plan.attend
+        return attend(query, key, value.transpose(1, 2)).transpose(1, 2)
 
 
 class GeluProjection(nn.Module):
@@ -145,11 +153,20 @@ class Block(nn.Module):
         self.norm2 = AdaptiveNorm(config.hidden_size, config.time_embed_dim)
         self.ff = FeedForward(config.hidden_size)
 
-    def forward(self, video: Tensor, text: Tensor, condition: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        video: Tensor,
+        text: Tensor,
+        condition: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        plan: WindowPlan | None = None,
+        head_chunk: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """video (B, N, D), text (B, L, D), condition (B, time_embed_dim) -> the two streams."""
         num_text = text.shape[1]
         joint, gate, text_gate = self.norm1(video, text, condition)
-        joint = self.attn1(joint, cos, sin)
+        joint = self.attn1(joint, cos, sin, plan, head_chunk)
         video = torch.addcmul(video, gate, joint[:, num_text:])
         text = torch.addcmul(text, text_gate, joint[:, :num_text])
         joint, gate, text_gate = self.norm2(video, text, condition)
@@ -197,23 +214,32 @@ class CogVideoXTransformer(nn.Module):
             self.to_empty(device=device)
             initialise(self, config.seed)
 
-    def forward(self, latents: Tensor, text: Tensor, timestep: Tensor, noise_step: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        latents: Tensor,
+        text: Tensor,
+        timestep: Tensor,
+        noise_step: Tensor | None = None,
+        attention: AttentionOptions = FULL_ATTENTION,
+    ) -> Tensor:
         """Prediction (B, T, C, H, W) for model input `latents` of that shape, any T, H, W that the patch divides.
 
         text: (B, L, text_embed_dim), padded, unmasked, all-zero for the unconditional branch. timestep: (B,), 0 to 1000,
         fractions allowed, kept in fp32. noise_step: (B,), the step of the table that DEG_latent used; needed exactly
-        when the model has `noise_strength_embedding`. Raises ValueError on shapes that do not fit.
+        when the model has `noise_strength_embedding`. `attention` is for sampling; the models are trained with the
+        default. Raises ValueError on shapes that do not fit.
         """
         grid = self._grid(latents, text)
         video, text = self.patch_embed(latents, text)
         condition = F.silu(self._embed_scalars(timestep, noise_step, grid[0], latents.dtype))
         num_text = text.shape[1]
         cos, sin = rotary_table(grid, self.config.rope_axes, self.config.rope_theta, num_text, latents.device)
+        plan = None if attention.window is None else window_plan(grid, num_text, attention.window, latents.device)
         for block in self.transformer_blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():
-                video, text = checkpoint(block, video, text, condition, cos, sin, use_reentrant=False)
+                video, text = checkpoint(block, video, text, condition, cos, sin, plan, attention.head_chunk, use_reentrant=False)
             else:
-                video, text = block(video, text, condition, cos, sin)
+                video, text = block(video, text, condition, cos, sin, plan, attention.head_chunk)
         video = self.norm_out(self.norm_final(video), condition)
         return self._unpatchify(self.proj_out(video), grid)
 

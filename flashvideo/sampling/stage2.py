@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flashvideo.config import DiffusionConfig, Stage2SamplingConfig
 from flashvideo.models.transformer import CogVideoXTransformer
+from flashvideo.models.window_attention import FULL_ATTENTION, AttentionOptions
 from flashvideo.objectives.batch import normal_like
 from flashvideo.objectives.diffusion import alpha_table
 from flashvideo.objectives.flow_matching import degrade_latents, model_timestep, time_grid
@@ -28,12 +29,14 @@ def enhance_latents(
     progress: Progress | None = None,
     sequential_guidance: bool = False,
     latent_degradation: bool = True,
+    attention: AttentionOptions = FULL_ATTENTION,
 ) -> Tensor:
     """Model input (B, T, C, H, W) of the enhanced videos, fp32 on the model's device.
 
     degraded: (B, T, C, H, W), model input of the enlarged low-quality videos, before DEG_latent, which is applied here.
     text: (B, L, D). One CPU generator a sample. `sequential_guidance` runs the two branches one after the other; at
-    guidance 1 there is one. `latent_degradation=False` fits a model trained without it (Table 6). With
+    guidance 1 there is one. `latent_degradation=False` fits a model trained without it (Table 6).
+    `attention` is one choice for the whole batch (`cascade.attention_options` makes it from `config.attention`). With
     compat "official-bf16" the times, the embedded noise step and the state round as the released code's do.
     """
     check_generators(text, generators)
@@ -52,7 +55,8 @@ def enhance_latents(
         def predict(branch: Tensor, now: Tensor = state, moment: Tensor = timestep) -> Tensor:
             size = len(branch)
             inputs = now.to(dtype).repeat(size // len(now), 1, 1, 1, 1)
-            velocity: Tensor = model(inputs, branch, moment.expand(size).to(device), embedded_step.expand(size).to(device))
+            moments, noise_steps = moment.expand(size).to(device), embedded_step.expand(size).to(device)
+            velocity: Tensor = model(inputs, branch, moments, noise_steps, attention)
             return velocity.to(rounding)
 
         velocity = guided(predict, text, config.guidance_scale, sequential_guidance)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from flashvideo.cascade import FlashVideoCascade, enlarge, seeded, stage2_prompt
+from flashvideo.cascade import FlashVideoCascade, attention_options, enlarge, seeded, stage2_prompt
 from flashvideo.config import (
+    AttentionConfig,
     FrameShape,
     LoraConfig,
     Stage1SamplingConfig,
@@ -21,6 +22,8 @@ from flashvideo.models.lora import add_lora, merge_lora, save_adapter, save_base
 from flashvideo.models.text_encoder import build_text_encoder
 from flashvideo.models.transformer import CogVideoXTransformer, save_transformer
 from flashvideo.models.vae import PatchPcaAutoencoder
+from flashvideo.models.window_attention import Window
+from flashvideo.motion import clip_motion_px
 
 TINY = TransformerConfig(flavour="debug", num_layers=1, num_attention_heads=1, text_embed_dim=16, time_embed_dim=16)
 TINY2 = TINY.model_copy(update={"noise_strength_embedding": True, "num_frames_embedding": True, "seed": 1})
@@ -128,3 +131,38 @@ def test_folders_load_into_the_same_cascade(cascade: FlashVideoCascade, tmp_path
     )
     for ours, theirs in zip(loaded(PROMPTS, SMALL, LARGE, seeded([1, 2])), built(PROMPTS, SMALL, LARGE, seeded([1, 2])), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def panning(speed_px: int) -> torch.Tensor:
+    """One smooth picture, 256x384, that moves right by so many pixels a frame: 1 3 9 256 384."""
+    noise = torch.rand(1, 3, 20, 60, generator=torch.Generator().manual_seed(4))
+    wide = torch.nn.functional.interpolate(noise, size=(256, 768), mode="bicubic").clamp(0, 1)[0] * 2 - 1
+    return torch.stack([wide[..., 200 - speed_px * i : 584 - speed_px * i] for i in range(9)], dim=1)[None]
+
+
+@pytest.mark.parametrize("speed_px", [0, 4, 10])
+def test_motion_is_measured_in_pixels_at_360_short_side(speed_px: int) -> None:
+    assert clip_motion_px(panning(speed_px)[0]) == pytest.approx(speed_px * 360 / 256, abs=0.4)
+    assert clip_motion_px(panning(speed_px)[0], frame_rate_hz=24) == pytest.approx(3 * speed_px * 360 / 256, abs=1.2)
+
+
+def test_window_follows_the_clip_that_moves_most() -> None:
+    config = AttentionConfig(kind="window", window=(3, 3, 3), tile=(1, 2, 2), head_chunk=1)
+    shape = FrameShape(frames=9, height=256, width=384)
+    still, slow, quick = panning(0), panning(4), panning(10)
+    assert attention_options(config, still, shape).window == Window((3, 3, 3), (1, 2, 2))
+    assert attention_options(config, torch.cat([still, slow]), shape).window == Window((3, 5, 5), (1, 2, 2))
+    assert attention_options(config, torch.cat([still, quick]), shape) == (None, 1)
+    assert attention_options(AttentionConfig(), quick, shape) == (None, None)
+
+
+def test_windowed_enhancement_differs_and_a_window_over_everything_does_not(cascade: FlashVideoCascade) -> None:
+    def enhanced(attention: AttentionConfig) -> torch.Tensor:
+        sampling = SAMPLING2.model_copy(update={"attention": attention})
+        windowed = FlashVideoCascade(None, cascade.stage2, cascade.vae, cascade.text_encoder, vae_config=VAE, stage2_sampling=sampling)
+        return windowed.enhance(still, PROMPTS[:1], LARGE, seeded([5]))
+
+    still = torch.zeros(1, 3, 9, 16, 32)
+    full = enhanced(AttentionConfig())
+    torch.testing.assert_close(enhanced(AttentionConfig(kind="window", window=(5, 15, 15), tile=(1, 2, 2))), full, atol=1e-4, rtol=0)
+    assert (enhanced(AttentionConfig(kind="window", window=(1, 1, 1), tile=(1, 1, 1))) - full).abs().max() > 1e-3
