@@ -9,8 +9,11 @@ Source: the released code's module names and CogVideo's tools/convert_weight_sat
 from __future__ import annotations
 
 import json
+import logging
 import os
+import pickle
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +23,19 @@ import torch
 from torch import Tensor
 
 from flashvideo.config import LoraConfig, TransformerConfig
-from flashvideo.models.lora import ADAPTER_FILE, PEFT_PREFIX, peft_config, read_adapter_config
-from flashvideo.models.transformer import WEIGHTS_FILE, config_from_diffusers, diffusers_config
-from flashvideo.models.weight_files import WeightsError, read_config, read_tensors, write_config
+from flashvideo.models.lora import ADAPTER_FILE, PEFT_PREFIX, add_lora, lora_state, peft_config, read_adapter_config
+from flashvideo.models.transformer import (
+    DROPPED_KEYS,
+    EXTRA_EMBEDDINGS,
+    WEIGHTS_FILE,
+    CogVideoXTransformer,
+    config_from_diffusers,
+    diffusers_config,
+    to_diffusers,
+)
+from flashvideo.models.weight_files import WeightsError, read_config, read_tensors, weight_paths, write_config
+
+log = logging.getLogger("flashvideo")
 
 SAT_PREFIX = "model.diffusion_model."
 
@@ -217,14 +230,25 @@ def without_dropped(state: Mapping[str, Tensor], dropped: Iterable[re.Pattern[st
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
+def load_released(path: Path) -> dict[str, Any]:
+    """The content of a .pt file, tensors memory mapped. Raises WeightsError when it is no such file."""
+    if not path.is_file():
+        raise WeightsError(f"no file {path}")
+    try:
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
+        raise WeightsError(f"{path} is not a checkpoint of torch.save with tensors only: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds a {type(content).__name__}; want a dictionary with module or state_dict")
+    return content
+
+
 def read_released(path: Path, entry: str, prefix: str = "") -> dict[str, Tensor]:
     """Tensors of a released .pt file, memory mapped, without their common prefix.
 
     Raises WeightsError when the file, its entry or the prefix of some keys is not there.
     """
-    if not path.is_file():
-        raise WeightsError(f"no file {path}")
-    content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    content = load_released(path)
     if entry not in content:
         raise WeightsError(f"{path} has no entry {entry!r}; it has {', '.join(map(str, content))}")
     state: dict[str, Tensor] = content[entry]
@@ -291,75 +315,110 @@ def _write_renamed(path: Path, state: Mapping[str, Tensor], table: list[Rename],
     write_safetensors(path, every(), plan)
 
 
-def transformer_config_of(state: Mapping[str, Tensor], lora: bool) -> TransformerConfig:
-    """Sizes read off a released transformer's tensors (prefix and dropped keys removed). Head dimension is 64."""
-    if "mixins.patch_embed.proj.weight" not in state or "time_embed.0.weight" not in state:
-        raise WeightsError("not a released transformer: mixins.patch_embed.proj.weight or time_embed.0.weight is missing")
-    hidden, channels, patch, _ = state["mixins.patch_embed.proj.weight"].shape
+def transformer_config_of(state: Mapping[str, Tensor], lora: bool, source: str) -> TransformerConfig:
+    """Sizes read off a released transformer's tensors (prefix and dropped keys removed). Head dimension is 64.
+
+    A size that several tensors state is the one that most of them do, so that a misshapen tensor is found out, not
+    believed. Raises WeightsError when no tensor states it.
+    """
     layers = {match[1] for key in state if (match := re.match(r"transformer\.layers\.(\d+)\.", key))}
+    norms = [key for key in state if re.fullmatch(r"transformer\.(layers\.\d+\.\w+|final)_?layernorm\.(weight|bias)", key)]
+    hidden = _size(state, norms, 0, "transformer.final_layernorm.weight", source)
+    times = [f"time_embed.{place}.{leaf}" for place in (0, 2) for leaf in ("weight", "bias")]
+    patch_key, text_key = "mixins.patch_embed.proj.weight", "mixins.patch_embed.text_proj.weight"
     return TransformerConfig(
         flavour="5b" if lora or len(layers) == 42 else "2b",
         num_layers=len(layers),
         num_attention_heads=hidden // 64,
-        in_channels=channels,
-        patch_size=patch,
-        text_embed_dim=state["mixins.patch_embed.text_proj.weight"].shape[1],
-        time_embed_dim=state["time_embed.0.weight"].shape[0],
-        noise_strength_embedding="ref_step_time_embedding.0.weight" in state,
-        num_frames_embedding="time_size_embedding.0.weight" in state,
+        in_channels=_size(state, [patch_key], 1, patch_key, source),
+        patch_size=_size(state, [patch_key], 2, patch_key, source),
+        text_embed_dim=_size(state, [text_key], 1, text_key, source),
+        time_embed_dim=_size(state, times, 0, times[0], source),
+        noise_strength_embedding=any(key.startswith("ref_step_time_embedding.") for key in state),
+        num_frames_embedding=any(key.startswith("time_size_embedding.") for key in state),
     )
 
 
-def import_transformer(source: Path, folder: Path) -> TransformerConfig:
-    """stage1.pt or stage2.pt -> folder/transformer/ and, where the file has LoRA, folder/adapter/ (peft, alpha 1).
+def _size(state: Mapping[str, Tensor], keys: Iterable[str], axis: int, wanted: str, source: str) -> int:
+    """The length along `axis` that most of the tensors have. Raises WeightsError that names `wanted` when there is none."""
+    sizes = Counter(state[key].shape[axis] for key in keys if key in state and state[key].ndim > axis)
+    if not sizes:
+        raise WeightsError(f"{source} is not a checkpoint of the expected kind: 1 missing: {wanted}")
+    return sizes.most_common(1)[0][0]
 
-    Raises WeightsError that names every missing, unknown and misshapen key.
+
+TRANSFORMER = "transformer"
+ADAPTER = "adapter"
+
+
+def import_transformer(source: Path, folder: Path, part: str = TRANSFORMER) -> TransformerConfig:
+    """stage1.pt or stage2.pt -> folder/<part>/ and, where the file has LoRA, folder/adapter/ (peft, alpha 1).
+
+    Everything is checked before anything is written. Raises WeightsError that names missing, unknown and misshapen keys.
     """
     state = without_dropped(read_released(source, "module", SAT_PREFIX), DROPPED)
-    adapters = {key: value for key, value in state.items() if re.search(r"\.matrix_[AB]\.\d$", key)}
+    adapters = {key: value for key, value in state.items() if _ADAPTER_KEY.search(key)}
     base = {key: value for key, value in state.items() if key not in adapters}
-    config = transformer_config_of(state, bool(adapters))
-    _check_shapes(base, transformer_table(config, bool(adapters)), config, str(source))
-    _write_renamed(folder / "transformer" / WEIGHTS_FILE, base, transformer_table(config, bool(adapters)), str(source))
-    write_config(folder / "transformer", diffusers_config(config))
+    config = transformer_config_of(base, bool(adapters), str(source))
+    table = transformer_table(config, bool(adapters))
+    _check_shapes(base, table, _wanted(config), str(source))
+    rank = 0
     if adapters:
-        rank = adapters["transformer.layers.0.attention.dense.matrix_A.0"].shape[0]
-        _write_renamed(folder / "adapter" / ADAPTER_FILE, adapters, adapter_table(config.num_layers), str(source))
-        write_config(folder / "adapter", peft_config(LoraConfig(rank=rank, alpha=1.0, targets="official")), "adapter_config.json")
+        _check_names(set(adapters), {entry.released for entry in adapter_table(config.num_layers)}, str(source))
+        rank = _size(adapters, [key for key in adapters if ".matrix_A." in key], 0, "matrix_A", str(source))
+        _check_shapes(adapters, adapter_table(config.num_layers), _wanted_adapter(config, rank), str(source))
+    _write_renamed(folder / part / WEIGHTS_FILE, base, table, str(source))
+    if adapters:
+        _write_renamed(folder / ADAPTER / ADAPTER_FILE, adapters, adapter_table(config.num_layers), str(source))
+        lora = LoraConfig(rank=rank, alpha=1.0, targets="official")
+        write_config(folder / ADAPTER, peft_config(lora), "adapter_config.json")
+    write_config(folder / part, diffusers_config(config))
     return config
 
 
-def _check_shapes(state: Mapping[str, Tensor], table: list[Rename], config: TransformerConfig, source: str) -> None:
-    """Names first, then shapes, against the network that the config describes."""
-    from flashvideo.models.transformer import CogVideoXTransformer, to_diffusers
+_ADAPTER_KEY = re.compile(r"\.matrix_[AB]\.")
 
-    _check_names(set(state), {entry.released for entry in table}, source)
+
+def _wanted(config: TransformerConfig) -> dict[str, torch.Size]:
+    """diffusers' name -> shape of the network that the config describes."""
     with torch.device("meta"):
-        wanted = to_diffusers(CogVideoXTransformer(config).state_dict())
+        return {name: value.shape for name, value in to_diffusers(CogVideoXTransformer(config).state_dict()).items()}
+
+
+def _wanted_adapter(config: TransformerConfig, rank: int) -> dict[str, torch.Size]:
+    """peft's name -> shape of the network's adapters."""
+    with torch.device("meta"):
+        model = add_lora(CogVideoXTransformer(config), LoraConfig(rank=rank, alpha=1.0, targets="official"))
+    return {name: value.shape for name, value in lora_state(model).items()}
+
+
+def _check_shapes(state: Mapping[str, Tensor], table: Iterable[Rename], wanted: Mapping[str, torch.Size], source: str) -> None:
+    """Names first, then shapes, against what the targets must be."""
+    entries = list(table)
+    _check_names(set(state), {entry.released for entry in entries}, source)
     wrong = []
-    for entry in table:
-        rows = state[entry.released].shape
-        want = sum(wanted[name].shape[0] for name, _ in entry.targets)
-        rest = wanted[entry.targets[0][0]].shape[1:]
-        if tuple(rows) != (want, *rest):
-            wrong.append(f"{entry.released} {tuple(rows)} (want {(want, *rest)})")
+    for entry in entries:
+        shapes = [wanted[name] for name, _ in entry.targets]
+        want = (shapes[0][0] if entry.shared else sum(shape[0] for shape in shapes), *shapes[0][1:])
+        if tuple(state[entry.released].shape) != want:
+            wrong.append(f"{entry.released} {tuple(state[entry.released].shape)} (want {want})")
     if wrong:
-        raise WeightsError(f"{source}: {len(wrong)} misshapen: {', '.join(wrong[:5])}")
+        raise WeightsError(f"{source}: {len(wrong)} misshapen: {', '.join(wrong[:5])}{', ...' if len(wrong) > 5 else ''}")
 
 
-def export_transformer(folder: Path, target: Path) -> None:
-    """Inverse of `import_transformer`: folder/transformer/ (and folder/adapter/) -> a .pt with the released names.
+def export_transformer(folder: Path, target: Path, part: str = TRANSFORMER) -> None:
+    """Inverse of `import_transformer`: folder/<part>/ (and, for Stage I, folder/adapter/) -> a .pt with the released names.
 
     Raises WeightsError for an adapter that the released layout cannot hold (FFN, or untied adaptive norms): merge it first.
     """
-    config = config_from_diffusers(read_config(folder / "transformer"), str(folder / "transformer"))
-    lora = (folder / "adapter").is_dir()
-    state = read_tensors(folder / "transformer", WEIGHTS_FILE)
+    config = config_from_diffusers(read_config(folder / part), str(folder / part))
+    lora = part == TRANSFORMER and (folder / ADAPTER).is_dir()
+    state = read_tensors(folder / part, WEIGHTS_FILE)
     table = transformer_table(config, lora)
     if lora:
-        if read_adapter_config(folder / "adapter").targets != "official":
+        if read_adapter_config(folder / ADAPTER).targets != "official":
             raise WeightsError(f"{folder / 'adapter'} adapts the FFN, which the released layout cannot hold; merge it before exporting")
-        state.update(read_tensors(folder / "adapter", ADAPTER_FILE))
+        state.update(read_tensors(folder / ADAPTER, ADAPTER_FILE))
         table += adapter_table(config.num_layers)
     _export(state, table, str(folder), target, "module", SAT_PREFIX)
 
@@ -369,35 +428,73 @@ def import_vae(source: Path, folder: Path) -> None:
     from diffusers import AutoencoderKLCogVideoX
 
     state = without_dropped(read_released(source, "state_dict"), VAE_DROPPED)
-    config = vae_config_of(state)
+    config = vae_config_of(state, str(source))
     with torch.device("meta"):
         wanted = AutoencoderKLCogVideoX(**config).state_dict()
     table = vae_table(wanted)
-    _check_names(set(state), {entry.released for entry in table}, str(source))
-    wrong = [
-        f"{entry.released} {tuple(state[entry.released].shape)} (want {tuple(wanted[entry.targets[0][0]].shape)})"
-        for entry in table
-        if state[entry.released].shape != wanted[entry.targets[0][0]].shape
-    ]
-    if wrong:
-        raise WeightsError(f"{source}: {len(wrong)} misshapen: {', '.join(wrong[:5])}")
+    _check_shapes(state, table, {name: value.shape for name, value in wanted.items()}, str(source))
     _write_renamed(folder / "vae" / WEIGHTS_FILE, state, table, str(source))
     write_config(folder / "vae", {"_class_name": "AutoencoderKLCogVideoX", **config})
 
 
-def vae_config_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The sizes of diffusers' class, read off a released autoencoder's tensors.
+def vae_config_of(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
+    """The sizes of diffusers' class, read off a released autoencoder's tensors (the size that most tensors state).
 
-    Raises WeightsError when a key that gives a size is missing.
+    Raises WeightsError when no tensor states one.
     """
-    try:
-        widths = [state[f"encoder.down.{level}.block.0.conv1.conv.weight"].shape[0] for level in range(4)]
-        blocks = len({key.split(".")[4] for key in state if key.startswith("encoder.down.0.block.")})
-        latent = state["decoder.conv_in.conv.weight"].shape[1]
-    except KeyError as error:
-        raise WeightsError(f"not the released autoencoder: {error.args[0]} is missing") from None
+    widths = []
+    for level in range(4):
+        keys = [key for key in state if re.fullmatch(rf"encoder\.down\.{level}\.block\.\d\.conv[12]\.conv\.(weight|bias)", key)]
+        widths.append(_size(state, keys, 0, f"encoder.down.{level}.block.0.conv1.conv.weight", source))
+    blocks = {match[1] for key in state if (match := re.match(r"encoder\.down\.\d\.block\.(\d)\.", key))}
+    conditions = [key for key in state if re.fullmatch(r"decoder\.mid\.block_\d\.norm\d\.conv_[yb]\.conv\.weight", key)]
+    latent = _size(state, conditions, 1, "decoder.mid.block_1.norm1.conv_y.conv.weight", source)
     groups = 32 if min(widths) >= 32 else min(widths)
-    return {"block_out_channels": widths, "layers_per_block": blocks, "latent_channels": latent, "norm_num_groups": groups}
+    return {"block_out_channels": widths, "layers_per_block": len(blocks), "latent_channels": latent, "norm_num_groups": groups}
+
+
+def import_cogvideox(source: Path, folder: Path, part: str) -> TransformerConfig:
+    """A transformer folder of CogVideoX (diffusers' layout, sharded or not) -> folder/<part>/ as a starting point.
+
+    5B (rotary) is Stage I's base, tensor for tensor. 2B becomes Stage II: its sincos buffer is dropped (RoPE takes its
+    place), and the noise-strength and frame-count embeddings, which it lacks, start as copies of the time embedding with
+    a zero last layer; both are logged. One tensor is in memory at a time. Raises WeightsError that names the keys.
+    """
+    from safetensors import safe_open
+
+    values = read_config(source)
+    config = config_from_diffusers(values, str(source))
+    if not values.get("use_rotary_positional_embeddings", False):
+        config = config.model_copy(update={"flavour": "2b", "noise_strength_embedding": True, "num_frames_embedding": True})
+    files = [safe_open(path, framework="pt") for path in weight_paths(source, WEIGHTS_FILE)]
+    where = {key: file for file in files for key in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
+    for key in DROPPED_KEYS:
+        if where.pop(key, None) is not None:
+            log.info("%s: %s dropped, RoPE takes its place", source, key)
+    wanted = _wanted(config)
+    fresh = [key for key in wanted if key.startswith(EXTRA_EMBEDDINGS) and key not in where]
+    if fresh:
+        log.info("%s has no %s: initialised without effect", source, " and ".join(EXTRA_EMBEDDINGS))
+    _check_names(set(where), set(wanted) - set(fresh), str(source))
+
+    def tensor_of(key: str) -> Tensor:
+        if key not in fresh:
+            return where[key].get_tensor(key)
+        template = "time_embedding." + key.split(".", 1)[1]
+        copied: Tensor = where[template].get_tensor(template)
+        return torch.zeros_like(copied) if ".linear_2." in key else copied
+
+    plan, wrong = {}, []
+    for key, shape in wanted.items():
+        tensor = tensor_of(key)
+        plan[key] = (tensor.dtype, tuple(shape))
+        if tensor.shape != shape:
+            wrong.append(f"{key} {tuple(tensor.shape)} (want {tuple(shape)})")
+    if wrong:
+        raise WeightsError(f"{source}: {len(wrong)} misshapen: {', '.join(wrong[:5])}{', ...' if len(wrong) > 5 else ''}")
+    write_safetensors(folder / part / WEIGHTS_FILE, ((key, tensor_of(key)) for key in wanted), plan)
+    write_config(folder / part, diffusers_config(config))
+    return config
 
 
 def export_vae(folder: Path, target: Path) -> None:

@@ -3,13 +3,21 @@
 The released keys are written out here again from spec model.md 2.1, independently of the tables.
 """
 
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from flashvideo import convert
 from flashvideo.config import STAGE2_TRANSFORMER, TransformerConfig
+from flashvideo.models import conversion
 from flashvideo.models.conversion import (
     SAT_PREFIX,
     adapter_table,
@@ -23,7 +31,9 @@ from flashvideo.models.conversion import (
 )
 from flashvideo.models.lora import load_adapter
 from flashvideo.models.transformer import CogVideoXTransformer, load_transformer, to_diffusers
-from flashvideo.models.weight_files import WeightsError
+from flashvideo.models.weight_files import WeightsError, read_tensors
+
+CHILD = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
 
 TINY = TransformerConfig(flavour="5b", num_layers=2, num_attention_heads=1, text_embed_dim=12, time_embed_dim=16)
 TINY2 = TINY.model_copy(update={"flavour": "2b", "noise_strength_embedding": True, "num_frames_embedding": True})
@@ -261,3 +271,199 @@ def test_an_autoencoder_with_a_missing_key_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": state}, tmp_path / "vae.pt")
     with pytest.raises(WeightsError, match=r"1 missing: decoder\.up\.2\.block\.1\.norm1\.conv_b\.conv\.bias"):
         import_vae(tmp_path / "vae.pt", tmp_path / "out")
+
+
+# ---- every key -----------------------------------------------------------------------------------------------------
+
+
+def refusal(path: Path, entry: str, state: dict[str, Tensor], convert: Callable[[Path, Path], object]) -> str:
+    """What is said of a checkpoint with this state; the file is never written, only its content is handed over."""
+    content = {entry: state}
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(WeightsError) as caught:
+        patch.setattr(conversion, "load_released", lambda _: content)
+        convert(path, path.parent / "out")
+    assert not (path.parent / "out").exists()  # checked before anything is written
+    return str(caught.value)
+
+
+def longer(tensor: Tensor) -> Tensor:
+    return torch.zeros(tensor.shape[0] + 12, *tensor.shape[1:], dtype=tensor.dtype)
+
+
+@pytest.mark.parametrize(("config", "rank"), [(TINY, 4), (TINY2, 0)], ids=["stage1", "stage2"])
+def test_every_missing_extra_or_misshapen_key_is_named(config: TransformerConfig, rank: int, tmp_path: Path) -> None:
+    state = released_state(config, rank)
+    del state[SAT_PREFIX + "transformer.position_embeddings.weight"]
+    for key, value in state.items():
+        name = re.escape(key.removeprefix(SAT_PREFIX))
+        without = {other: tensor for other, tensor in state.items() if other != key}
+        assert re.search(rf"1 missing: {name}$", refusal(tmp_path / "x.pt", "module", without, import_transformer)), key
+        wrong = state | {key: longer(value)}
+        assert re.search(rf"1 misshapen: {name} \(", refusal(tmp_path / "x.pt", "module", wrong, import_transformer)), key
+        strange = state | {f"{key}.ema": value}
+        assert re.search(rf"1 unknown: {name}\.ema$", refusal(tmp_path / "x.pt", "module", strange, import_transformer)), key
+
+
+def test_missing_extra_or_misshapen_keys_of_the_autoencoder_are_named(tmp_path: Path) -> None:
+    state = {name: torch.zeros(shape) for name, shape in released_vae_shapes(blocks=2).items()}
+    for key, value in list(state.items())[::23]:  # every check builds diffusers' class
+        name = re.escape(key)
+        without = {other: tensor for other, tensor in state.items() if other != key}
+        assert re.search(rf"1 missing: {name}$", refusal(tmp_path / "x.pt", "state_dict", without, import_vae)), key
+        assert re.search(rf"1 misshapen: {name} \(", refusal(tmp_path / "x.pt", "state_dict", state | {key: longer(value)}, import_vae)), (
+            key
+        )
+        assert re.search(rf"1 unknown: {name}\.ema$", refusal(tmp_path / "x.pt", "state_dict", state | {f"{key}.ema": value}, import_vae))
+
+
+# ---- CogVideoX as a starting point -----------------------------------------------------------------------------------
+
+
+def cogvideox_folder(folder: Path, rotary: bool, shards: int = 2) -> dict[str, Tensor]:
+    """A tiny diffusers transformer folder in shards, the 2B kind with its sincos buffer."""
+    from safetensors.torch import save_file
+
+    model = CogVideoXTransformer(TINY)
+    state = {key: value.clone().bfloat16() for key, value in to_diffusers(model.state_dict()).items()}
+    if not rotary:
+        state["patch_embed.pos_embedding"] = torch.ones(1, 30, 64).bfloat16()
+    folder.mkdir(parents=True)
+    names = list(state)
+    weight_map = {}
+    for shard in range(shards):
+        file = f"diffusion_pytorch_model-{shard + 1:05d}-of-{shards:05d}.safetensors"
+        save_file({name: state[name].contiguous() for name in names[shard::shards]}, folder / file)
+        weight_map |= dict.fromkeys(names[shard::shards], file)
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    sizes = {"num_layers": 2, "num_attention_heads": 1, "text_embed_dim": 12, "time_embed_dim": 16}
+    values = {"_class_name": "CogVideoXTransformer3DModel", "use_rotary_positional_embeddings": rotary, **sizes}
+    (folder / "config.json").write_text(json.dumps(values))
+    return state
+
+
+def test_a_2b_folder_becomes_stage2_with_rope_and_fresh_embeddings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = cogvideox_folder(tmp_path / "CogVideoX-2b" / "transformer", rotary=False)
+    with caplog.at_level("INFO", logger="flashvideo"):
+        lines = convert.run("cogvideox", str(tmp_path / "out"), [tmp_path / "CogVideoX-2b"])
+    assert "CogVideoX-2B, Stage II" in lines[0]
+    assert "patch_embed.pos_embedding dropped, RoPE takes its place" in caplog.text
+    assert "no noise_strength_embedding and num_frames_embedding: initialised" in caplog.text
+    model = load_transformer(tmp_path / "out" / "transformer_2")
+    assert model.config.noise_strength_embedding and model.config.num_frames_embedding
+    ours = to_diffusers(model.state_dict())
+    assert all(torch.equal(ours[key], value.float()) for key, value in state.items() if key != "patch_embed.pos_embedding")
+    for extra in (model.noise_strength_embedding, model.num_frames_embedding):
+        assert extra is not None
+        assert torch.equal(extra.linear_1.weight, model.time_embedding.linear_1.weight)
+        assert not extra.linear_2.weight.any() and not extra.linear_2.bias.any()
+    index = json.loads((tmp_path / "out" / "model_index.json").read_text())
+    assert index == {
+        "_class_name": "FlashVideoCascade",
+        "transformer_2": ["flashvideo", "CogVideoXTransformer"],
+        "scheduler_2": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    }
+
+
+def test_a_5b_folder_becomes_stage1s_base_bit_for_bit(tmp_path: Path) -> None:
+    state = cogvideox_folder(tmp_path / "transformer", rotary=True)
+    convert.run("cogvideox", str(tmp_path / "out"), [tmp_path / "transformer"])
+    ours = read_tensors(tmp_path / "out" / "transformer", "diffusion_pytorch_model.safetensors")
+    assert ours.keys() == state.keys() and all(torch.equal(ours[key], value) for key, value in state.items())
+
+
+def test_a_cogvideox_folder_that_lacks_a_key_is_refused_with_it(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    cogvideox_folder(tmp_path / "transformer", rotary=False, shards=1)
+    [shard] = (tmp_path / "transformer").glob("*.safetensors")
+    state = load_file(shard)
+    save_file({key: value for key, value in state.items() if key != "proj_out.bias"}, shard)
+    with pytest.raises(WeightsError, match=r"1 missing: proj_out\.bias$"):
+        convert.run("cogvideox", str(tmp_path / "out"), [tmp_path / "transformer"])
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------
+
+
+def test_both_stages_go_into_one_pipeline_folder_and_back(tmp_path: Path) -> None:
+    states = {"stage1.pt": released_state(TINY, 4), "stage2.pt": released_state(TINY2)}
+    for name, state in states.items():
+        write(tmp_path / name, state)
+    convert.run("official", str(tmp_path / "out"), [tmp_path / name for name in states])
+    parts = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert parts == ["adapter", "model_index.json", "scheduler", "scheduler_2", "transformer", "transformer_2"]
+    (tmp_path / "back").mkdir()
+    convert.run(str(tmp_path / "out"), "official", [tmp_path / "back" / name for name in states])
+    for name, state in states.items():
+        back = torch.load(tmp_path / "back" / name, weights_only=True)["module"]
+        del state[SAT_PREFIX + "transformer.position_embeddings.weight"]
+        assert back.keys() == state.keys() and all(torch.equal(back[key], value) for key, value in state.items())
+
+
+def test_the_schedulers_are_the_samplers_tables(tmp_path: Path) -> None:
+    """diffusers' own classes, built from the folders: Stage I's alphas, Stage II's grid at S = 4."""
+    from diffusers import CogVideoXDPMScheduler, FlowMatchEulerDiscreteScheduler
+
+    from flashvideo.config import DiffusionConfig, Stage2SamplingConfig
+    from flashvideo.objectives.diffusion import alpha_table
+
+    ours = CogVideoXDPMScheduler.from_config(convert.stage1_scheduler(DiffusionConfig()))
+    torch.testing.assert_close(ours.alphas_cumprod.sqrt().float(), alpha_table(DiffusionConfig()), atol=1e-6, rtol=0)
+    euler = FlowMatchEulerDiscreteScheduler.from_config(convert.stage2_scheduler(Stage2SamplingConfig()))
+    euler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
+    torch.testing.assert_close(euler.timesteps, torch.tensor([1000.0, 882.353, 714.286, 454.545]), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--from", "official", "--to", "out", "none.pt"], "no file none.pt"),
+        (["--from", "official", "--to", "out", "text.pt"], "text.pt is not a checkpoint"),
+        (["--from", "official", "--to", "out", "odd.pt"], "1 missing: mixins.final_layer.linear.bias"),
+        (["--from", "official", "--to", "out", "empty.pt"], "empty.pt has the entries model; want module"),
+        (["--from", "out", "--to", "official", "other.pt"], "the name must hold stage1, stage2 or vae"),
+        (["--from", "out", "--to", "official", "stage1.pt"], "no file out/transformer/config.json"),
+        (["--from", "cogvideox", "--to", "out", "nowhere"], "no file nowhere/config.json"),
+        (["--from", "here", "--to", "there", "x"], "one of them is official"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_mistakes_are_one_line_and_exit_code_2(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.pt").write_text("hello")
+    state = released_state(TINY)
+    del state[SAT_PREFIX + "mixins.final_layer.linear.bias"]
+    write(Path("odd.pt"), state)
+    torch.save({"model": {}}, "empty.pt")
+    monkeypatch.setattr(sys, "argv", ["convert", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        convert.main()
+    said = capsys.readouterr().err.strip()
+    assert stopped.value.code == 2 and message in said and len(said.splitlines()) == 1
+
+
+STREAMING = """
+import resource, sys
+from pathlib import Path
+from flashvideo import convert
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+convert.run(sys.argv[1], sys.argv[2], [Path(sys.argv[3])])
+print(peak() - before)
+"""
+
+
+def test_conversion_needs_less_memory_than_one_and_a_third_files(tmp_path: Path) -> None:
+    """In a child process, there and back: memory above what the imports take, for a file of 170 MB."""
+    config = TransformerConfig(flavour="5b", num_layers=20, num_attention_heads=8, text_embed_dim=512)
+    write(tmp_path / "stage1.pt", released_state(config, 16))
+    size = (tmp_path / "stage1.pt").stat().st_size
+    assert size > 150e6
+    for arguments in (("official", "out", "stage1.pt"), ("out", "official", "stage1.back.pt")):
+        done = subprocess.run(
+            [sys.executable, "-c", STREAMING, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300, env=CHILD
+        )
+        assert done.returncode == 0, done.stderr
+        assert int(done.stdout.split()[-1]) < 1.3 * size, arguments
