@@ -134,7 +134,7 @@ class Engine:
             config=deepspeed_config(config, optimizer.clip_grad_norm, ranks.size, numel),
             dist_init_required=False,
         )
-        self.num_trainable = numel
+        self._trainable = trainable
 
     @property
     def model(self) -> nn.Module:
@@ -152,8 +152,10 @@ class Engine:
         """One clipped AdamW step; returns the gradient norm before clipping."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
+        plain = self.config.zero_stage == 0 and self.config.precision == "fp32"  # no wrapper that measures the norm
+        own_norm = nn.utils.get_total_norm([p.grad for p in self._trainable if p.grad is not None]) if plain else None
         self._engine.step()
-        norm = self._engine.get_global_grad_norm()
+        norm = own_norm if own_norm is not None else self._engine.get_global_grad_norm()
         if norm is None:
             raise RuntimeError(f"DeepSpeed gave no gradient norm at ZeRO stage {self.config.zero_stage}")
         return float(norm)

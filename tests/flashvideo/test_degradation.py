@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 from collections import Counter
@@ -62,7 +63,7 @@ def test_the_strong_branch_keeps_size_and_range(frames: int) -> None:
     for number in range(12):
         worse = drawn(ALWAYS_STRONG, number, frames=frames).apply(scene(frames, 37, 51))
         assert worse.shape == (frames, 3, 37, 51)
-        assert 0 <= worse.min() and worse.max() <= 1
+        assert worse.min() >= 0 and worse.max() <= 1
         assert not torch.equal(worse, scene(frames, 37, 51))
 
 
@@ -101,7 +102,7 @@ def test_strength_narrows_the_ranges_from_the_mild_end() -> None:
 def test_a_walk_stays_in_its_range_and_moves_by_at_most_its_step() -> None:
     values = Draws("walk").walk(0.0, 1.0, 0.2, 500)
     assert min(values) >= 0 and max(values) <= 1
-    steps = [abs(after - before) for before, after in zip(values, values[1:], strict=False)]
+    steps = [abs(after - before) for before, after in itertools.pairwise(values)]
     assert 0.1 < max(steps) <= 0.2
 
 
