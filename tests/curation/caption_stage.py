@@ -19,6 +19,8 @@ from curation.captions.attributes import NEEDED
 from curation.captions.caption import CaptionRequest
 from curation.tracks import TrackFacts, TrackWriter
 
+cv2.setNumThreads(1)  # as the executor sets it; idle threads spin
+
 WIDTH, HEIGHT = 640, 360
 RED, GREEN, BLUE, WHITE, BLACK = (200, 20, 20), (20, 180, 20), (20, 40, 200), (250, 250, 250), (0, 0, 0)
 

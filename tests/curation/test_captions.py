@@ -324,3 +324,67 @@ def test_a_missing_local_model_names_folder_and_files(tmp_path: Path) -> None:
     (tmp_path / "eye" / "config.json").write_text("{}")
     with pytest.raises(CaptionSetupError, match=r"eye lacks \*\.safetensors, tokenizer\.json or tokenizer_config\.json"):
         captioner_lineage(config, "track")
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaVA of random weights with 16 channels and a byte tokenizer, saved as any model is."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast
+    from transformers.models.llava import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-llava"
+    words = ["<pad>", "<s>", "</s>", "<image>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    letters = Tokenizer(models.BPE(vocab={word: place for place, word in enumerate(words)}, merges=[]))
+    letters.pre_tokenizer, letters.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=letters, pad_token="<pad>", bos_token="<s>", eos_token="</s>", additional_special_tokens=["<image>"]
+    )
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = LlamaConfig(vocab_size=len(words), num_key_value_heads=2, bos_token_id=1, eos_token_id=2, pad_token_id=0, **size)
+    vision = CLIPVisionConfig(image_size=28, patch_size=14, projection_dim=16, **size)
+    torch.manual_seed(0)
+    LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=vision, text_config=text, image_token_index=3, vision_feature_layer=-1)
+    ).save_pretrained(folder)
+    template = (
+        "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}"
+        "{% endfor %}{% endfor %}: "
+    )
+    pictures = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size=28)
+    LlavaProcessor(
+        pictures, tokenizer, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=template
+    ).save_pretrained(folder)
+    return folder
+
+
+def test_a_local_model_describes_clips_and_says_when_it_was_cut_off(
+    tracks: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from curation.captions import local_model
+
+    torch.set_num_threads(1)
+    monkeypatch.setattr(local_model, "MAX_NEW_TOKENS", 24)
+    captioner = local_model.TransformersCaptioner(tiny_model, "What is it?", tracks, "cpu")
+    first, missing, again = captioner([request_of("a"), request_of("nobody"), request_of("a")])
+    assert isinstance(first, Caption) and first.finish == "length" and first.text  # random weights: nonsense
+    assert first == again and code_of(missing) == "no_key_frames"
+    other = captioner([request_of("c")])[0]
+    assert isinstance(other, Caption) and other.text != first.text  # it looks at the pictures
+
+    said_letter = next(letter for letter in first.text if letter.isascii() and letter.isprintable())
+    captioner._model.generation_config.eos_token_id = [captioner._processor.tokenizer(said_letter)["input_ids"][-1]]
+    [ended] = captioner([request_of("a")])
+    assert isinstance(ended, Caption) and ended.finish == "stop" and len(ended.text) < len(first.text)
+
+
+def test_changed_weights_change_the_lineage_of_a_local_model(tiny_model: Path) -> None:
+    config = CaptionConfig(backend="transformers", model=str(tiny_model))
+    lineage = captioner_lineage(config, "track")
+    assert lineage.model == "tiny-llava" and captioner_lineage(config, "track").run_id == lineage.run_id
+    weights = tiny_model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    assert captioner_lineage(config, "track").run_id != lineage.run_id
