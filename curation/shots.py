@@ -44,7 +44,7 @@ class CutDetector:
         from scenedetect.detector import FlashFilter
 
         self._timecode = FrameTimecode
-        self._rate = max(1.0, frame_rate_hz)
+        self._rate = max(1.0, float(frame_rate_hz))
         shortest = max(2, round(MIN_SHOT_S * self._rate))
         self._detectors: list[Any] = []
         if config.detector == "adaptive":

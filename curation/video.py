@@ -364,12 +364,20 @@ def picture_of(frame: av.VideoFrame) -> Picture:
         return Picture(luma, (middle, middle), True if name == "gray" else full_range, kr_kb)
     if name not in _PLANAR_8BIT:
         if frame.format.is_rgb or name == "pal8":
-            full_range, kr_kb = False, _MATRIX[6]  # swscale's defaults for RGB to YUV
-            frame = frame.reformat(format="yuv444p")
-        else:
-            color_range = "JPEG" if full_range else "MPEG"
-            frame = frame.reformat(format="yuv444p", src_color_range=color_range, dst_color_range=color_range)
+            return _picture_of_rgb(frame.to_ndarray(format="rgb24"))
+        color_range = "JPEG" if full_range else "MPEG"
+        frame = frame.reformat(format="yuv444p", src_color_range=color_range, dst_color_range=color_range)
     return Picture(_plane(frame, 0), (_plane(frame, 1), _plane(frame, 2)), full_range, kr_kb)
+
+
+def _picture_of_rgb(rgb: np.ndarray) -> Picture:
+    """Full-range BT.709 planes of an H W 3 uint8 picture."""
+    kr, kb = _MATRIX[1]
+    kg = 1 - kr - kb
+    blue, red = 2 * (1 - kb), 2 * (1 - kr)
+    rows = [[kr, kg, kb, 0.0], [-kr / blue, -kg / blue, (1 - kb) / blue, 128.0], [(1 - kr) / red, -kg / red, -kb / red, 128.0]]
+    luma, cb, cr = cv2.split(cv2.transform(rgb, np.array(rows, np.float32)))
+    return Picture(luma, (cb, cr), True, (kr, kb))
 
 
 def _plane(frame: av.VideoFrame, index: int) -> np.ndarray:

@@ -80,7 +80,9 @@ def plan_steps(config: CurationConfig) -> tuple[list[Plan], list[Plan]]:
         ]
         for metric in config.quality.metrics:
             quality_fields(metric)
-            first.append(Plan(quality_lineage(metric, track), f"{metric}_run", heavy=metric not in WITHOUT_WEIGHTS))
+            first.append(
+                Plan(quality_lineage(metric, config.quality.max_frames, track), f"{metric}_run", heavy=metric not in WITHOUT_WEIGHTS)
+            )
         second = []
         if config.motion.raft:
             first.append(Plan(raft_lineage(config.motion, track), "motion_raft_run", video_only=True, heavy=True))
@@ -104,7 +106,7 @@ def build_steps(names: Sequence[str], config: CurationConfig, tracks: Path, devi
         "embedding": lambda: _embedding(config, tracks, track, device),
         "aesthetic": lambda: _aesthetic(config, track),
     }
-    return [makers[name]() if name in makers else _quality(name, tracks, track, device) for name in names]
+    return [makers[name]() if name in makers else _quality(name, config, tracks, track, device) for name in names]
 
 
 def _health(tracks: Path, track: str) -> Step:
@@ -143,10 +145,10 @@ def _aesthetic(config: CurationConfig, track: str) -> Step:
     return AestheticStep(config.aesthetic, embedding_lineage(config.aesthetic, track).run_id)
 
 
-def _quality(metric: str, tracks: Path, track: str, device: str) -> Step:
+def _quality(metric: str, config: CurationConfig, tracks: Path, track: str, device: str) -> Step:
     from curation.scores.quality import QualityStep
 
-    return QualityStep(metric, tracks, track, device)
+    return QualityStep(metric, config.quality.max_frames, tracks, track, device)
 
 
 def run(context: JobContext) -> Report:

@@ -233,14 +233,21 @@ class DisFlow:
     """OpenCV's DIS optical flow with a guard for places where there is nothing to see.
 
     Raw DIS drifts on flat walls under compression noise: a static shot reads 2 px. So flow is believed where the
-    picture has texture in two directions (smaller eigenvalue of the structure tensor) and filled in from there
-    elsewhere, nearest scales first; a pan over a sky keeps its speed, a static wall stands. Where little moves, two
+    picture has texture in two directions (smaller eigenvalue of the structure tensor) that stands out of what the flow
+    leaves unexplained (noise has texture too), and filled in from there elsewhere, nearest scales first: a pan over
+    a sky keeps its speed, a static wall stands, a picture of nothing but noise reads 0. Where little moves, two
     Lucas-Kanade steps take out DIS's bias of some percent at half a pixel.
     """
 
     wants_color = False
     TEXTURE = 2.0
     """Luma^2/px^2: eigenvalue at which a place is believed half (at half of 360 px). Measured on the reel."""
+    NOISE = 4.0
+    """The eigenvalue must be this often the mean squared difference that remains after the flow; white noise has 0.1-0.3."""
+    FLOOR = 0.1
+    """Less belief than this is none, so that a wall full of noise does not outweigh the things on it."""
+    ENOUGH = 0.01
+    """Mean belief that the finer picture must earn to replace the coarser one's answer; noise is less there."""
     SATURATION = 2.0
     """A coarser place counts fully once half of it is believed."""
     SMALL_PX = 1.0
@@ -251,19 +258,27 @@ class DisFlow:
 
     def __call__(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         raw = self._dis.calc(first, second, None)
-        half = _halved(first), _halved(second)
-        flow = self._fill(_halved(raw), self._belief(_gradients(half[0]), window_px=5))
+        halves, half_flow = (_halved(first), _halved(second)), _halved(raw)
+        flow = self._fill(half_flow, self._belief(*halves, half_flow / 2, _gradients(halves[0]), window_px=5))
         if float(cv2.magnitude(flow[..., 0], flow[..., 1]).mean()) < self.SMALL_PX:
             gradients = _gradients(first)
-            flow = self._fill(_lucas_kanade(first, second, raw, gradients), self._belief(gradients, window_px=9))
+            refined = _lucas_kanade(first, second, raw, gradients)
+            belief = self._belief(first, second, refined, gradients, window_px=9)
+            if float(belief.mean()) >= self.ENOUGH:
+                flow = self._fill(refined, belief)
         return flow
 
-    def _belief(self, gradients: tuple[np.ndarray, np.ndarray], window_px: int) -> np.ndarray:
-        """0-1 per pixel: texture in two directions."""
+    def _belief(
+        self, first: np.ndarray, second: np.ndarray, flow: np.ndarray, gradients: tuple[np.ndarray, np.ndarray], window_px: int
+    ) -> np.ndarray:
+        """0-1 per pixel: texture in two directions, more of it than the flow leaves unexplained."""
         x, y = gradients
         xx, yy, xy = (_box(product, window_px) for product in (x * x, y * y, x * y))
         smaller = np.maximum((xx + yy) / 2 - cv2.sqrt(((xx - yy) / 2) ** 2 + xy * xy), 0)
-        return smaller**2 / (smaller**2 + self.TEXTURE**2)
+        rest = _warped(second, flow).astype(np.float32) - first
+        wanted = np.maximum(self.TEXTURE, self.NOISE * _box(rest * rest, window_px))
+        belief = smaller**2 / (smaller**2 + wanted**2)
+        return np.maximum(belief - self.FLOOR, 0) / (1 - self.FLOOR)
 
     def _fill(self, flow: np.ndarray, belief: np.ndarray) -> np.ndarray:
         """Believed flow, spread over the rest (pull-push pyramid)."""
@@ -292,13 +307,18 @@ def _box(values: np.ndarray, window_px: int) -> np.ndarray:
     return cv2.boxFilter(values, -1, (window_px, window_px))
 
 
+def _warped(picture: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    """The second picture drawn back onto the first."""
+    height, width = picture.shape
+    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    return cv2.remap(picture, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
 def _lucas_kanade(first: np.ndarray, second: np.ndarray, flow: np.ndarray, gradients: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """Two Gauss-Newton steps on windows of 9 px, each at most half a pixel."""
-    height, width = first.shape
-    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     before, after = first.astype(np.float32), second.astype(np.float32)
     for _ in range(2):
-        warped = cv2.remap(after, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        warped = _warped(after, flow)
         gx, gy = ((own + other) / 2 for own, other in zip(gradients, _gradients(warped), strict=True))
         change = warped - before
         xx, yy, xy = _box(gx * gx, 9) + 0.5, _box(gy * gy, 9) + 0.5, _box(gx * gy, 9)
@@ -324,7 +344,7 @@ TRACK_COLUMNS: tuple[str, ...] = ("clip_id", "source_id", "start_us", "end_us")
 def motion_proxy_lineage(config: MotionConfig, track_run: str) -> Lineage:
     """What made motion_proxy."""
     model = "OpenCV DIS medium, texture guard (flashvideo-motion/1)"
-    return Lineage("score", "motion_proxy", "1", model, parameters={"max_pairs": config.max_pairs, "track": track_run})
+    return Lineage("score", "motion_proxy", "2", model, parameters={"max_pairs": config.max_pairs, "track": track_run})
 
 
 class MotionProxyStep:

@@ -20,20 +20,21 @@ WITHOUT_WEIGHTS = frozenset({"piqe"})
 
 
 class QualityStep:
-    """One pyiqa metric, mean over the key frames (between the bars). Direction and range are the metric's own (schema).
+    """One pyiqa metric, mean over `max_frames` key frames (between the bars). Direction and range are the metric's own (schema).
 
     Importing pyiqa costs several seconds, so it is done once per worker, here.
     """
 
     reads: tuple[str, ...] = ("clip_id", "source_id", "start_us", "end_us")
 
-    def __init__(self, metric: str, tracks: Path, track_run: str, device: str) -> None:
+    def __init__(self, metric: str, max_frames: int, tracks: Path, track_run: str, device: str) -> None:
         import torch
 
         self.name = metric
         self.writes = quality_fields(metric)
         self.resources = Resources(cpus=1, gpus=1 if device.startswith("cuda") else 0, memory_bytes=1_500_000_000)
-        self.lineage = quality_lineage(metric, track_run)
+        self.lineage = quality_lineage(metric, max_frames, track_run)
+        self._max_frames = max_frames
         self._torch, self._device, self._tracks = torch, torch.device(device), tracks
         torch.set_num_threads(1)
         self._metric = _create(metric, self._device)
@@ -46,7 +47,7 @@ class QualityStep:
     def _score(self, row: dict[str, Any]) -> float:
         track = read_clip_track(self._tracks, row["source_id"], row["clip_id"], row["start_us"], row["end_us"], read="keys")
         values = []
-        for picture in key_pictures(track):
+        for picture in spread(key_pictures(track), self._max_frames):
             tensor = self._torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float().to(self._device) / 255
             with self._torch.inference_mode():
                 values.append(float(self._metric(tensor)))
@@ -62,11 +63,18 @@ def quality_fields(metric: str) -> pa.Schema:
     return pa.schema([CLIPS.field(metric), CLIPS.field(f"{metric}_run")])
 
 
-def quality_lineage(metric: str, track_run: str) -> Lineage:
+def spread(pictures: list[np.ndarray], count: int) -> list[np.ndarray]:
+    """At most `count` of the pictures, evenly spaced, the middle one when it is one."""
+    if len(pictures) <= count:
+        return pictures
+    return [pictures[int((place + 0.5) * len(pictures) / count)] for place in range(count)]
+
+
+def quality_lineage(metric: str, max_frames: int, track_run: str) -> Lineage:
     """Lineage of one metric."""
     from importlib.metadata import version
 
-    return Lineage("score", metric, "1", f"pyiqa {version('pyiqa')} {metric}", parameters={"track": track_run})
+    return Lineage("score", metric, "1", f"pyiqa {version('pyiqa')} {metric}", parameters={"track": track_run, "max_frames": max_frames})
 
 
 def _create(metric: str, device: Any) -> Any:
