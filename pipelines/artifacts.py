@@ -5,6 +5,7 @@
       samples/                        rendered default sources
       store/                          LanceDB
       tracks/                         per source: sampled frames of the one decode pass
+      caption_cache/                  answers of caption servers
       artifacts/<job>/<fingerprint>/  a job's outputs, and report.json once it is finished
       artifacts/<job>/current.json    the fingerprint that the store's tables hold
       logs/<run_id>/<job>.log         and <job>.progress.json

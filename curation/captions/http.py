@@ -87,9 +87,9 @@ class HttpCaptioner:
         return asyncio.run(self._all(requests))
 
     async def _all(self, requests: list[CaptionRequest]) -> list[Caption | StepError]:
-        limits = httpx.Limits(max_connections=self._config.max_in_flight)
         gate = asyncio.Semaphore(self._config.max_in_flight)
-        async with httpx.AsyncClient(headers=_headers(), limits=limits, timeout=None) as client:
+        unlimited = httpx.Limits(max_connections=None)  # the gate is the limit; httpx would queue all above 100 out of the deadline's sight
+        async with httpx.AsyncClient(headers=_headers(), limits=unlimited, timeout=None) as client:
 
             async def one(request: CaptionRequest) -> Caption | StepError:
                 async with gate:  # also bounds how many clips' frames are in memory
