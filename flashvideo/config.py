@@ -472,6 +472,21 @@ class Stage2SamplingConfig(Settings):
     attention: AttentionConfig = AttentionConfig()
 
 
+class PromptRewriteConfig(Settings):
+    """Short prompts -> long ones, by a language model behind OpenAI's chat protocol (both stages saw long captions only)."""
+
+    base_url: str
+    """Of the server, up to and with /v1."""
+    model: str
+    key_variable: str | None = "OPENAI_API_KEY"
+    """Environment variable that holds the key; None: the server wants none. A key never stands in a recipe."""
+    long_enough_words: int = 60
+    """Prompts of so many words stay as they are."""
+    max_tokens: int = 300
+    seed: int = 0
+    timeout_s: float = 60.0
+
+
 class GenerateConfig(Settings):
     """The generate job: prompts -> Stage I previews -> Stage II videos."""
 
@@ -485,6 +500,14 @@ class GenerateConfig(Settings):
     stage2: Stage2SamplingConfig = Stage2SamplingConfig()
     video_quality_crf: int = 12
     """x264 constant rate factor of the written mp4 files."""
+    interpolation: Literal["none", "dis", "rife"] = "none"
+    """More frames between Stage II's: dis (optical flow, no weights) or rife (RIFE 4.6). An extra file; the others stay."""
+    interpolation_factor: int = Field(default=3, ge=2)
+    """3: 8 -> 24 frames a second."""
+    interpolation_weights: str | None = None
+    """RIFE 4.6's flownet.pkl."""
+    rewriting: PromptRewriteConfig | None = None
+    """None: prompts are taken as they are."""
     seed: int = 3
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -103,7 +103,7 @@ class FlowInterpolator:
         import cv2
 
         self._cv2 = cv2
-        self._dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self._dis: Any = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)  # type: ignore[attr-defined]
         self._dis.setFinestScale(0)  # the presets stop at half or a quarter of the size: edges of things are worth more here
         self._dis.setPatchStride(2)
         self._dis.setVariationalRefinementIterations(10)
@@ -189,7 +189,7 @@ class FlowInterpolator:
         height, width = first.shape[:2]
         size, scale = (width, height), (width / motion.to_first.shape[1], height / motion.to_first.shape[0])
         fields = [field if field.shape[:2] == (height, width) else self._cv2.resize(field, size) for field in motion]
-        to_first, to_second = (field * np.float32(scale) for field in fields[:2])
+        to_first, to_second = (field * np.array(scale, np.float32) for field in fields[:2])
         near_first, near_second = (1 - moment) * fields[2][..., None], moment * fields[3][..., None]
         mixed = near_first * self._sample(first, to_first) + near_second * self._sample(second, to_second)
         picture: Picture = np.rint(mixed / np.maximum(near_first + near_second, 1e-6)).clip(0, 255).astype(np.uint8)
