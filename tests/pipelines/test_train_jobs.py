@@ -1,0 +1,142 @@
+"""The training jobs on a small root: from the store's latents to adapters, phases and reports."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from latent_root import FULL, TAG, context_of, finish, latent_recipe, make_latent_root
+from safetensors.torch import load_file
+
+from curation.store import Store
+from flashvideo.models.lora import load_stage1
+from flashvideo.models.transformer import load_transformer
+from flashvideo.training.batches import seeded
+from flashvideo.training.metrics import read_losses
+from pipelines import precompute_latents, train_stage1, train_stage2
+from pipelines.artifacts import Workspace
+from pipelines.job import UserError
+from pipelines.latent_loader import LatentSamples, Release, held_out_samples, samples_of, write_samples
+from pipelines.latent_plan import phase_profile, stage1_profile
+from pipelines.recipe import Recipe
+
+RECIPE = latent_recipe()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    workspace = make_latent_root(tmp_path_factory.mktemp("training"))
+    context = context_of("precompute_latents", workspace, RECIPE)
+    finish(context, precompute_latents.run(context))
+    return workspace
+
+
+def release_of(root: Workspace, recipe: Recipe = RECIPE) -> tuple[Store, Release, float]:
+    context = context_of("train_stage2", root, recipe)
+    store = Store.open(root.store)
+    return store, Release.read(store, recipe, context.upstream), float(context.upstream["precompute_latents"].headline["scale_stage2"])
+
+
+def test_samples_are_clips_or_crops_of_the_split_and_subset(root: Workspace) -> None:
+    store, release, _ = release_of(root)
+    assert samples_of(store, release, stage1_profile(RECIPE), "train").num_rows == 4
+    crops = samples_of(store, release, phase_profile(RECIPE, 1, "video"), "train")
+    assert crops["sample_id"].to_pylist()[:2] == [f"{0:032x}/crop0", f"{0:032x}/crop1"] and crops.num_rows == 8
+    assert [len(tensors) for tensors in crops["degraded_tensors"].to_pylist()] == [RECIPE.stage2.pixel_degradation.cached_variants] * 8
+    whole = samples_of(store, release, phase_profile(RECIPE, 2, "video"), "train", subset="preference")
+    assert whole["sample_id"].to_pylist() == [f"{0:032x}"]
+    held_out, what = held_out_samples(store, release, phase_profile(RECIPE, 2, "video"))
+    assert held_out["sample_id"].to_pylist() == [f"{4:032x}"] and what == "held-out clips"
+
+
+def test_a_sample_is_the_scaled_latents_with_its_generators_draws(root: Workspace, tmp_path: Path) -> None:
+    store, release, scale = release_of(root)
+    table = samples_of(store, release, phase_profile(RECIPE, 2, "video"), "train")
+    samples = LatentSamples(write_samples(tmp_path / "samples.arrow", [table]), root.root, scale, (16, 64), use_degraded=True)
+    first, again, other = (samples.read("video", 1, seeded(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first.clean, again.clean) and not torch.equal(first.clean, other.clean)
+    row = table.to_pylist()[1]
+    mean = load_file(root.root / row["clean_shard"])[row["clean_tensor"]][0].float()
+    assert first.clean.shape == FULL.latent_shape[:1] + (16,) + FULL.latent_shape[1:]
+    assert torch.allclose(first.clean, mean * scale, atol=0.02)  # the stand-in's posterior is narrow
+    picked = set()
+    for seed in range(40):
+        degraded = samples.read("video", 1, seeded(seed)).degraded
+        assert degraded is not None
+        distances = [
+            (load_file(root.root / shard)[tensor][0].float() * scale - degraded).abs().max().item()
+            for shard, tensor in zip(row["degraded_shards"], row["degraded_tensors"], strict=True)
+        ]
+        picked.add(distances.index(min(distances)))
+        assert min(distances) < 0.02
+    assert picked == set(range(RECIPE.stage2.pixel_degradation.cached_variants))
+
+
+def test_stage2_reads_the_motion_word_and_stage1_the_caption(root: Workspace, tmp_path: Path) -> None:
+    store, release, scale = release_of(root)
+    texts = []
+    for profile in (stage1_profile(RECIPE), phase_profile(RECIPE, 2, "video")):
+        table = samples_of(store, release, profile, "train")
+        path = write_samples(tmp_path / "samples.arrow", [table])
+        texts.append(LatentSamples(path, root.root, scale, (16, 64), use_degraded=profile.stage == 2).read("video", 0, seeded(0)).text)
+    assert texts[0].shape == texts[1].shape == (16, 64)
+    assert texts[0].any() and not torch.equal(*texts)
+
+
+def test_a_clip_without_a_caption_trains_the_unconditional_branch(root: Workspace, tmp_path: Path) -> None:
+    store, release, scale = release_of(root)
+    release.clips[f"{0:032x}"]["caption"] = None
+    table = samples_of(store, release, stage1_profile(RECIPE), "train")
+    sample = LatentSamples(write_samples(tmp_path / "s.arrow", [table]), root.root, scale, (16, 64), False).read("video", 0, seeded(0))
+    assert sample.text.shape == (16, 64) and not sample.text.any()
+
+
+def test_stage1_leaves_an_adapter_that_loads_and_its_losses(root: Workspace) -> None:
+    context = context_of("train_stage1", root, RECIPE)
+    report = finish(context, train_stage1.run(context))
+    model = load_stage1(context.folder / "stage1")
+    assert model.config.num_layers == 1
+    assert [line["train_step"] for line in read_losses(context.folder / "losses.jsonl")] == [1, 2, 3, 4]
+    validation = json.loads((context.folder / "validation.json").read_text())
+    assert report.headline["validation_before"] == validation["before"] and validation["samples"] == 1
+    assert report.headline["validated_on"] == "held-out clips" and report.outputs["tag"] == TAG
+    again = train_stage1.run(context)  # relaunched after its end: nothing is trained, the same is reported
+    assert again.digest == report.digest
+
+
+def test_stage2_trains_its_phases_and_a_changed_last_phase_keeps_the_others(root: Workspace) -> None:
+    context = context_of("train_stage2", root, RECIPE)
+    report = finish(context, train_stage2.run(context))
+    assert report.counts["phases"] == 3 and report.counts["phases_reused"] == 0
+    lines = read_losses(context.folder / "losses.jsonl")
+    assert [line["phase"] for line in lines] == ["images"] * 3 + ["patches"] * 3 + ["preference"] * 4
+    assert load_transformer(context.folder / "stage2").config.noise_strength_embedding
+    assert list(report.headline["validation_by_phase"]) == ["images", "patches", "preference"]
+
+    longer = RECIPE.stage2.phases[-1].model_copy(update={"iterations": 5})
+    changed = latent_recipe(stage2=RECIPE.stage2.model_copy(update={"phases": (*RECIPE.stage2.phases[:-1], longer)}))
+    second = context_of("train_stage2", root, changed)
+    kept = train_stage2.run(second)
+    assert kept.counts["phases_reused"] == 2 and kept.digest != report.digest
+    assert read_losses(second.folder / "losses.jsonl")[:6] == lines[:6]
+    logistics = latent_recipe(stage2=RECIPE.stage2.model_copy(update={"engine": RECIPE.stage2.engine.model_copy(update={"log_every": 7})}))
+    assert train_stage2.phase_fingerprints(logistics, "x") == train_stage2.phase_fingerprints(RECIPE, "x")
+
+
+def test_an_empty_subset_says_what_to_change(root: Workspace) -> None:
+    last = RECIPE.stage2.phases[-1].model_copy(update={"subset": "nobody"})
+    recipe = latent_recipe(stage2=RECIPE.stage2.model_copy(update={"phases": (*RECIPE.stage2.phases[:-1], last)}))
+    with pytest.raises(UserError, match=r"phase preference trains on videos of the subset 'nobody'.*stage2.phases.preference.subset"):
+        train_stage2.run(context_of("train_stage2", root, recipe))
+
+
+def test_two_ranks_as_processes_train_what_one_does(root: Workspace) -> None:
+    context = context_of("train_stage1", root, RECIPE)
+    reference: list[dict[str, Any]] = read_losses(context.folder / "losses.jsonl")
+    engine = RECIPE.stage1.engine.model_copy(update={"num_ranks": 2, "max_restarts": 0})
+    two = latent_recipe(stage1=RECIPE.stage1.model_copy(update={"engine": engine}))
+    second = context_of("train_stage1", root, two)
+    train_stage1.run(second)
+    losses = [line["loss"] for line in read_losses(second.folder / "losses.jsonl")]
+    assert losses == pytest.approx([line["loss"] for line in reference], rel=1e-5)
