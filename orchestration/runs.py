@@ -110,6 +110,7 @@ class Run:
             return
         if is_complete(folder):
             if "samples" not in self.records:
+                self.records["samples"] = JobRecord("was done")
                 self.board.end("samples", "was done")
             return
         self.board.begin("samples", note="rendering the default sources, once")
