@@ -203,6 +203,24 @@ def enhance(
 
 
 @app.command()
+def convert(
+    files: Annotated[list[Path], typer.Argument(help="Released .pt files (read; written with --to official), or CogVideoX folders.")],
+    source: Annotated[str, typer.Option("--from", metavar="official|cogvideox|DIR", help="What the files are; DIR with --to official.")],
+    target: Annotated[str, typer.Option("--to", metavar="DIR|official", help="Pipeline folder that is made or added to.")],
+) -> None:
+    """Released checkpoints to a pipeline folder (diffusers' layout) and back.
+
+    \b
+    flashvideo convert --from official stage1.pt stage2.pt 3d-vae.pt --to flashvideo-folder
+    flashvideo convert --from flashvideo-folder --to official stage1.pt
+    flashvideo convert --from cogvideox CogVideoX-2b --to start-folder
+    """
+    from orchestration.convert import convert as run_convert
+
+    raise typer.Exit(run_convert(source, target, files))
+
+
+@app.command()
 def evaluate(
     recipe: RecipeOption = None,
     overrides: SetOption = None,

@@ -15,7 +15,7 @@ from orchestration.cli import spread_sources
 from orchestration.lock import hold_root
 
 COMMANDS = ["retrain", "curate", "query", "train", "generate", "enhance", "evaluate", "report", "schedule"]
-COMMANDS += ["samples", "plan", "doctor", "run"]
+COMMANDS += ["convert", "samples", "plan", "doctor", "run"]
 
 
 def flashvideo(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -181,3 +181,8 @@ def test_a_root_goes_on_with_its_own_recipe(tmp_path: Path):
     done = flashvideo("retrain", "--dry-run", "--root", str(tmp_path))
     assert "recipe mine" in done.stdout
     assert "/nowhere/mine.mp4 does not exist" in done.stdout
+
+
+def test_convert_is_one_line_and_exit_code_2_for_a_mistake(tmp_path):
+    done = flashvideo("convert", "--from", "official", str(tmp_path / "none.pt"), "--to", str(tmp_path / "out"))
+    assert done.returncode == 2 and done.stderr.strip() == f"convert: no file {tmp_path / 'none.pt'}"
