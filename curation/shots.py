@@ -12,6 +12,8 @@ from typing import Any
 
 import cv2
 import numpy as np
+from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode, ThresholdDetector
+from scenedetect.detector import FlashFilter
 
 from curation.config import ShotsConfig
 
@@ -40,10 +42,6 @@ class CutDetector:
     end of a fade through black by its ThresholdDetector."""
 
     def __init__(self, config: ShotsConfig, frame_rate_hz: float) -> None:
-        from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode, ThresholdDetector
-        from scenedetect.detector import FlashFilter
-
-        self._timecode = FrameTimecode
         self._rate = max(1.0, float(frame_rate_hz))
         shortest = max(2, round(MIN_SHOT_S * self._rate))
         self._detectors: list[Any] = []
@@ -68,7 +66,7 @@ class CutDetector:
         """Takes the next frame (small uint8 H W 3, blue green red) and whether it repeats the one before. Answers for
         the frame `lag` places earlier: True when a shot begins with it; None while there is no such frame."""
         self._index += 1
-        timecode = self._timecode(self._index, fps=self._rate)
+        timecode = FrameTimecode(self._index, fps=self._rate)
         coarse = cv2.resize(picture, (COARSE_PX, COARSE_PX), interpolation=cv2.INTER_AREA).astype(np.float32)
         self._coarse.append((self._index, coarse))
         self._skipped = self._skipped + 1 if repeated and self._skipped < MAX_SKIPPED else 0

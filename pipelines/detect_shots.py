@@ -30,6 +30,8 @@ from pipelines.job import JobContext, main
 log = logging.getLogger("flashvideo.detect_shots")
 
 COMMIT_SOURCES, COMMIT_S = 200, 20.0
+DECODE_PASS = "curation.decode_pass:run_pass"
+"""What the child processes run."""
 LOST_FRAMES = 2
 """Declared frames that may be absent without a word: containers count frames that edit lists hide."""
 SPLIT = ("uri", "status", "decoded_frames", "corrupt_frames", "cuts_us", "shots_run")
@@ -85,7 +87,7 @@ def _decode_all(context: JobContext, store: Store, lineage: Lineage, todo: list[
     ]
     build = partial(
         SupervisedFunction,
-        "curation.decode_pass:run_pass",
+        DECODE_PASS,
         config.decode.deadline_s,
         config.decode.memory_bytes,
         config.decode.attempts,
