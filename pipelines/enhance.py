@@ -19,6 +19,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ import numpy as np
 
 from curation.sources import SourceError
 from pipelines.artifacts import Report, Workspace
+from pipelines.executor import WorkerDied
+from pipelines.generate import spread, spread_workers
 from pipelines.job import UserError, log, write_json
 from pipelines.recipe import Recipe, RecipeError, fingerprint, load
 from pipelines.trained_models import item_seed, load_cascade, model_device, model_names
@@ -47,32 +50,56 @@ class Window:
 
 
 def enhance(recipe: Recipe, workspace: Workspace, videos: Sequence[Path], prompt: str, out: Path) -> list[str]:
-    """Enhances every video that can be read; returns one line for each that cannot. Raises UserError."""
-    from curation.video import MediaError
+    """Enhances every video that can be read; returns one line for each that cannot. Raises UserError.
 
+    Several videos are spread over Ray workers where those help (pipelines.generate.spread_workers).
+    """
     reports = _trained(recipe, workspace)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}; choose another --out") from None
-    rows = _finished(out)
-    failed: list[str] = []
-    cascade: FlashVideoCascade | None = None
+    rows, why = _finished(out), dict[Path, str]()
+    items: list[tuple[Path, str, str]] = []
     for video, name in zip(videos, output_names(videos), strict=True):
         try:
             key = _key(video, prompt, recipe, reports)
-            if rows.get(name, {}).get("key") == key and all((out / file).is_file() for file in rows[name]["files"]):
-                log.info("%s is enhanced already", video)
-                continue
-            if cascade is None:
-                cascade = load_cascade(workspace, recipe, reports, model_device(recipe), with_stage1=False)
-            rows[name] = {"key": key, **_enhance_one(cascade, recipe, video, prompt, out, name, key)}
-        except (MediaError, OSError) as error:
-            failed.append(f"cannot be enhanced: {error}")
+        except OSError as error:
+            why[video] = str(error)
             continue
-        models = model_names(cascade, recipe, workspace, reports)
+        if rows.get(name, {}).get("key") == key and all((out / file).is_file() for file in rows[name]["files"]):
+            log.info("%s is enhanced already", video)
+        else:
+            items.append((video, name, key))
+    build = partial(VideoWorker, recipe, workspace.root, reports, prompt, out)
+    for index, result in spread(build, items, spread_workers(recipe, len(items))):
+        if isinstance(result, WorkerDied | str):
+            why[items[index][0]] = result if isinstance(result, str) else result.message
+            continue
+        rows[items[index][1]], models = result
         write_json(out / MANIFEST, {"models": models, "videos": rows})
-    return failed
+    return [f"{video} cannot be enhanced: {why[video]}" for video in videos if video in why]
+
+
+class VideoWorker:
+    """Holds the cascade in one worker and enhances one video at a time."""
+
+    def __init__(self, recipe: Recipe, root: Path, reports: dict[str, Report], prompt: str, out: Path) -> None:
+        self._recipe, self._workspace, self._reports = recipe, Workspace(root), reports
+        self._prompt, self._out = prompt, out
+        self._cascade = load_cascade(self._workspace, recipe, reports, model_device(recipe), with_stage1=False)
+        self._models = model_names(self._cascade, recipe, self._workspace, reports)
+
+    def __call__(self, item: tuple[Path, str, str]) -> tuple[dict[str, Any], dict[str, str]] | str:
+        """(video, name, key) -> its row and the names of the models, or why the video cannot be read."""
+        from curation.video import MediaError
+
+        video, name, key = item
+        try:
+            row = _enhance_one(self._cascade, self._recipe, video, self._prompt, self._out, name, key)
+        except (MediaError, OSError) as error:
+            return str(error)
+        return {"key": key, **row}, self._models
 
 
 def windows(count: int, size: int) -> list[Window]:
@@ -125,11 +152,12 @@ def _enhance_one(cascade: FlashVideoCascade, recipe: Recipe, video: Path, prompt
 
     parts = out / f".{name}.{key}.parts"
     parts.mkdir(exist_ok=True)
-    before, after = [], []
+    before, after, seeds = [], [], []
     for window, pixels in _read(video, recipe):
+        seeds.append(item_seed("enhance", recipe.generate.seed, key, window.first))
         part = parts / f"{window.first:06d}.npy"
         if not part.is_file():
-            enhanced = _enhance_window(cascade, recipe, pixels, prompt, item_seed("enhance", recipe.generate.seed, key, window.first))
+            enhanced = _enhance_window(cascade, recipe, pixels, prompt, seeds[-1])
             _save(part, enhanced)
         before.append(pixels[-window.fresh :])
         after.append(np.load(part)[-window.fresh :])
@@ -142,7 +170,7 @@ def _enhance_one(cascade: FlashVideoCascade, recipe: Recipe, video: Path, prompt
     write_video(out / files[1], both, rate, crf)
     write_picture(out / files[2], both[len(both) // 2])
     shutil.rmtree(parts)
-    return {"video": str(video), "prompt": prompt, "files": files, "frames": len(frames), "frame_rate_hz": rate}
+    return {"video": str(video), "prompt": prompt, "files": files, "frames": len(frames), "frame_rate_hz": rate, "seeds": seeds, "crf": crf}
 
 
 def _read(video: Path, recipe: Recipe) -> Iterator[tuple[Window, np.ndarray]]:

@@ -49,6 +49,7 @@ def test_a_video_is_enhanced_whole_and_only_once(trained: tuple[Workspace, Recip
     assert frames.shape == (12, FULL.height, FULL.width, 3) and rate == 8
     assert read_video(tmp_path / "out" / "mine.beside.mp4")[0].shape == (12, FULL.height, 2 * FULL.width + 4, 3)
     manifest = json.loads((tmp_path / "out" / "enhance.json").read_text())
+    assert len(set(manifest["videos"]["mine"]["seeds"])) == 2  # one a window, recorded
     assert manifest["videos"]["mine"]["frames"] == 12 and "stand-in" in manifest["models"]["vae"]
     assert not list((tmp_path / "out").glob(".*"))  # no parts left
     before = (tmp_path / "out" / "mine.enhanced.mp4").stat().st_mtime_ns
