@@ -48,7 +48,7 @@ class Protocol(Record):
     shape: tuple[int, int, int]
     """Frames, height, width that are scored."""
     frame_rate_hz: float
-    sampling: dict[str, float | int | str]
+    sampling: dict[str, Any]
     """Stage II's sampling settings."""
     seeds: dict[str, int]
 
