@@ -5,6 +5,7 @@ On a cluster the same flow is deployed to a work pool; see infra/prefect/.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from datetime import timedelta
@@ -57,13 +58,14 @@ def _check_cron(cron: str) -> None:
 
 def _serve(recipe: Recipe, workspace: Workspace, recipe_file: Path, cron: str | None, every_s: float | None) -> None:
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+    from prefect.types.entrypoint import EntrypointType
 
     from orchestration.flows import curate
 
     when = f'cron "{cron}"' if cron is not None else f"every {every_s:g} s"
     print(f"curate is scheduled: {when}; recipe {recipe.name}, root {workspace.root}; Ctrl-C ends the schedule", flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-    try:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts it in the background ignores SIGINT
+    with contextlib.suppress(KeyboardInterrupt):
         curate.serve(
             name=f"curate-{workspace.root.name}",
             cron=cron,
@@ -72,6 +74,6 @@ def _serve(recipe: Recipe, workspace: Workspace, recipe_file: Path, cron: str | 
             global_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
             limit=1,
             print_starting_message=False,
+            entrypoint_type=EntrypointType.MODULE_PATH,
         )
-    except KeyboardInterrupt:
-        print("the schedule has ended", flush=True)
+    print("the schedule has ended", flush=True)
