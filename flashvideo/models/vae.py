@@ -1,12 +1,15 @@
 """Video autoencoders: pixels B C T H W in [-1, 1] <-> latents B T C H W, 4x in time, 8x8 in space, 16 channels.
 
 The only file that swaps axes. Latents here are *unscaled*; `model_input_scale` says what to multiply them by.
-The first frame stands alone and the others go in fours, so F frames make (F - 1) / 4 + 1 latents.
+The first frame stands alone and the others go in fours, so F frames make (F - 1) / 4 + 1 latents. The recipes' shapes
+are 8k+1 frames; here 4k+1 will do (5 frames, two latents: the paper's 1080p ablation).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import copy
+import math
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -15,7 +18,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from flashvideo.config import VaeConfig
+from flashvideo.config import VaeConfig, VaeTilingConfig
+from flashvideo.models.vae_passes import LATENT_CHUNK, decode_piece, encode_piece, part_large_convolutions, temporal_chunks
+from flashvideo.models.vae_tiling import MemoryPlan, Tile, live_bytes, merge_tiles, plan_tiles, run_tiles, tensor_bytes
 from flashvideo.models.weight_files import (
     WeightsError,
     check_keys,
@@ -95,20 +100,18 @@ def video_to_pixels(video: Tensor) -> npt.NDArray[np.uint8]:
 
 
 def check_video(video: Tensor) -> None:
-    """Raises ValueError unless B 3 T H W with T = 8k+1 and sides that divide by 8."""
+    """Raises ValueError unless B 3 T H W with T = 4k+1 and sides that divide by 8."""
     if video.ndim != 5 or video.shape[1] != 3:
         raise ValueError(f"video is {tuple(video.shape)}; need B 3 T H W")
     frames, height, width = video.shape[2:]
-    if (frames - 1) % (2 * GROUP) or height % PATCH or width % PATCH:
-        raise ValueError(f"video is {frames} frames of {height}x{width}; need 8k+1 frames and sides that divide by {PATCH}")
+    if frames < 1 or (frames - 1) % GROUP or height % PATCH or width % PATCH:
+        raise ValueError(f"video is {frames} frames of {height}x{width}; need 4k+1 frames and sides that divide by {PATCH}")
 
 
 def check_latents(latents: Tensor) -> None:
-    """Raises ValueError unless B T 16 H W with an odd T (8k+1 pixel frames)."""
-    if latents.ndim != 5 or latents.shape[2] != LATENT_CHANNELS or latents.shape[1] % 2 == 0:
-        raise ValueError(
-            f"latents are {tuple(latents.shape)}; need B T {LATENT_CHANNELS} H W with an odd number of frames T (8k+1 pixel frames)"
-        )
+    """Raises ValueError unless B T 16 H W."""
+    if latents.ndim != 5 or latents.shape[2] != LATENT_CHANNELS or latents.shape[1] < 1:
+        raise ValueError(f"latents are {tuple(latents.shape)}; need B T {LATENT_CHANNELS} H W with at least one frame T")
 
 
 # ---- the released autoencoder ------------------------------------------------------------------------------------
@@ -121,24 +124,38 @@ GroupNorm spans a chunk, so the chunking is part of the latents' definition (cod
 
 
 class CogVideoXAutoencoder:
-    """diffusers' AutoencoderKLCogVideoX with the released weights and the released temporal chunking."""
+    """diffusers' AutoencoderKLCogVideoX with the released weights, temporal chunking and spatial slices.
+
+    Small pictures go through in one piece, large ones in tiles that follow from the shape (`VaeTilingConfig`). The tiles
+    may run on several devices. `plan_encode` and `plan_decode` say the memory; on a GPU that lacks it, encoding and
+    decoding raise before they start.
+    """
 
     WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
     is_stand_in = False
     latent_std: float | None = None
 
-    def __init__(self, network: Any, chunk_mode: str, identity: str, folder: Path | None) -> None:
+    def __init__(self, network: Any, chunk_mode: str, identity: str, folder: Path | None, tiling: VaeTilingConfig | None = None) -> None:
         """`network` is an AutoencoderKLCogVideoX; `from_folder` is the usual way in."""
         self.name = f"CogVideoXAutoencoder/{chunk_mode}"
         self.network = network
         self.network.num_sample_frames_batch_size = CHUNK_FRAMES[chunk_mode]
+        part_large_convolutions(network)
         self.chunk_mode = chunk_mode
+        self.tiling = tiling or VaeTilingConfig()
         self.identity = identity
         self._folder = folder
+        self._replicas: dict[torch.device, Any] = {}
+        self._plans: dict[tuple[Any, ...], MemoryPlan] = {}
 
     @classmethod
     def from_folder(
-        cls, folder: Path, chunk_mode: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        folder: Path,
+        chunk_mode: str,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        tiling: VaeTilingConfig | None = None,
     ) -> CogVideoXAutoencoder:
         """Loads strictly from diffusers' layout. Imports diffusers (about 15 s)."""
         from diffusers import AutoencoderKLCogVideoX
@@ -151,29 +168,138 @@ class CogVideoXAutoencoder:
         check_keys(state, network.state_dict(), str(folder))
         network.load_state_dict(state, strict=True, assign=True)
         network.eval().requires_grad_(False)
-        return cls(network, chunk_mode, folder_identity("cogvideox", chunk_mode, paths=[folder / "config.json", *paths]), folder)
+        settings = (chunk_mode, *_encode_settings(tiling))
+        return cls(network, chunk_mode, folder_identity("cogvideox", *settings, paths=[folder / "config.json", *paths]), folder, tiling)
 
     @torch.inference_mode()
-    def encode(self, video: Tensor) -> LatentPosterior:
-        """B C T H W in [-1, 1] -> posterior."""
+    def encode(self, video: Tensor, devices: Sequence[torch.device | str] = ()) -> LatentPosterior:
+        """B C T H W in [-1, 1] -> posterior, on the weights' device. `devices` run the tiles side by side; none: that one.
+
+        Raises ValueError for sizes that do not fit, MemoryError when a GPU lacks the planned memory.
+        """
         check_video(video)
-        weight = next(self.network.parameters())
-        posterior = self.network.encode(video.to(weight)).latent_dist
-        return LatentPosterior(posterior.mean.transpose(1, 2).float(), posterior.logvar.transpose(1, 2).float())
+        height, width = video.shape[3] // PATCH, video.shape[4] // PATCH
+        tiles = self._encode_tiles(video.shape)
+        chosen = self._devices(devices, lambda: self.plan_encode(tuple(video.shape)))
+
+        @torch.inference_mode()
+        def run(tile: Tile, device: torch.device) -> Tensor:
+            rows, columns = (slice(span.start * PATCH, span.stop * PATCH) for span in tile)
+            piece = video[..., rows, columns].to(device, self.dtype)
+            return encode_piece(self._replica(device), piece, CHUNK_FRAMES[self.chunk_mode]).to(chosen[0])
+
+        moments = merge_tiles(run_tiles(tiles, chosen, run), tiles, (height, width), 1, self.tiling.blend)
+        mean, logvar = moments.transpose(1, 2).float().chunk(2, dim=2)
+        return LatentPosterior(mean, logvar.clamp(-30.0, 20.0))
 
     @torch.inference_mode()
-    def decode(self, latents: Tensor) -> Tensor:
-        """B T C H W -> B C T H W, chunks of 3, 2, 2, ... latents."""
+    def decode(self, latents: Tensor, devices: Sequence[torch.device | str] = ()) -> Tensor:
+        """B T C H W -> B C T H W, chunks of 3, 2, 2, ... latents; two latents make five frames. `devices` as in `encode`."""
         check_latents(latents)
-        weight = next(self.network.parameters())
-        video: Tensor = self.network.decode(latents.transpose(1, 2).to(weight)).sample
-        return video.float()
+        tiles = self._decode_tiles(latents.shape)
+        chosen = self._devices(devices, lambda: self.plan_decode(tuple(latents.shape)))
+
+        @torch.inference_mode()
+        def run(tile: Tile, device: torch.device) -> Tensor:
+            rows, columns = (slice(span.start, span.stop) for span in tile)
+            piece = latents[..., rows, columns].transpose(1, 2).to(device, self.dtype)
+            return decode_piece(self._replica(device), piece).to(chosen[0])
+
+        return merge_tiles(run_tiles(tiles, chosen, run), tiles, (latents.shape[3], latents.shape[4]), PATCH, self.tiling.blend).float()
+
+    def plan_encode(self, shape: tuple[int, ...]) -> MemoryPlan:
+        """Memory of encoding video of `shape` (B, 3, T, H, W), and its tiles. Allocates nothing; about a second."""
+        tiles = self._encode_tiles(shape)
+        height, width = _largest_tile(tiles)
+        piece = (*shape[:3], height * PATCH, width * PATCH)
+        return self._plan("encode", tiles, piece, shape)
+
+    def plan_decode(self, shape: tuple[int, ...]) -> MemoryPlan:
+        """Memory of decoding latents of `shape` (B, T, 16, H, W), and its tiles. Allocates nothing; about a second."""
+        tiles = self._decode_tiles(shape)
+        batch, frames, channels, height, width = shape
+        result = (batch, 3, GROUP * (frames - 1) + 1, height * PATCH, width * PATCH)
+        return self._plan("decode", tiles, (batch, channels, frames, *_largest_tile(tiles)), result)
 
     def save(self, folder: Path) -> None:
         """Writes pointer.json with the folder that holds the weights (they are not copied)."""
         if self._folder is None:
             raise WeightsError("this autoencoder was not loaded from a folder, so there is nothing to point to")
         write_config(folder, {"kind": "cogvideox", "identity": self.identity, "weights": str(self._folder)}, "pointer.json")
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.network.parameters())).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(iter(self.network.parameters())).dtype
+
+    def _encode_tiles(self, shape: Sequence[int]) -> list[Tile]:
+        frames, height, width = shape[2:]
+        first = temporal_chunks(frames, CHUNK_FRAMES[self.chunk_mode])[0][1]
+        chunk = math.ceil(first / GROUP)
+        return plan_tiles(height // PATCH, width // PATCH, chunk, self.tiling.encode_pass_latents, self.tiling)
+
+    def _decode_tiles(self, shape: Sequence[int]) -> list[Tile]:
+        chunk = temporal_chunks(shape[1], LATENT_CHUNK)[0][1]
+        return plan_tiles(shape[3], shape[4], chunk, self.tiling.decode_pass_latents, self.tiling)
+
+    def _plan(self, what: str, tiles: list[Tile], piece: tuple[int, ...], pixels: tuple[int, ...]) -> MemoryPlan:
+        """`piece`: the largest tile's input; `pixels`: shape of the whole video, which dwarfs its latents."""
+        if (what, piece, pixels) not in self._plans:
+            with torch.device("meta"):
+                network = type(self.network).from_config(self.network.config)
+            torch.nn.Module.to(network, self.dtype)  # diffusers' own `to` warns of dtypes that its config may pin
+            part_large_convolutions(network)
+            with torch.inference_mode(), live_bytes() as counter:
+                start = torch.empty(piece, dtype=self.dtype, device="meta")
+                encode_piece(network, start, CHUNK_FRAMES[self.chunk_mode]) if what == "encode" else decode_piece(network, start)
+            self._plans[what, piece, pixels] = MemoryPlan(
+                tiles=tuple(tiles),
+                weights_bytes=sum(tensor_bytes(weight.shape, weight.dtype) for weight in self.network.parameters()),
+                pass_bytes=counter.peak,
+                result_bytes=tensor_bytes(pixels, torch.float32) + (tensor_bytes(pixels, self.dtype) if what == "decode" else 0),
+            )
+        return self._plans[what, piece, pixels]
+
+    def _devices(self, devices: Sequence[torch.device | str], plan: Callable[[], MemoryPlan]) -> list[torch.device]:
+        """The devices as given, or the weights' own. Raises MemoryError when one of them is a GPU without the memory."""
+        chosen = [_with_index(torch.device(device)) for device in devices] or [self.device]
+        for device in dict.fromkeys(chosen):
+            if device.type != "cuda":
+                continue
+            free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            memory, first = plan(), device == chosen[0]
+            needed = memory.pass_bytes * chosen.count(device) + (memory.result_bytes if first else memory.weights_bytes)
+            if needed > free:
+                raise MemoryError(
+                    f"{device} has {free / 1e9:.1f} GB free; this needs {needed / 1e9:.1f} GB in {len(memory.tiles)} tiles of up to "
+                    f"{memory.pass_bytes / 1e9:.1f} GB. Lower vae.tiling's limits (other tiles, other pixels), or move models off it"
+                )
+        for device in chosen:
+            if device != self.device and device not in self._replicas:
+                self._replicas[device] = copy.deepcopy(self.network).to(device)
+        return chosen
+
+    def _replica(self, device: torch.device) -> Any:
+        """The network on that device; `_devices` has put it there."""
+        return self.network if device == self.device else self._replicas[device]
+
+
+def _with_index(device: torch.device) -> torch.device:
+    """ "cuda" as the current device's own name, as tensors on it say it."""
+    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device
+
+
+def _largest_tile(tiles: Sequence[Tile]) -> tuple[int, int]:
+    return max((tile.size for tile in tiles), key=math.prod)
+
+
+def _encode_settings(tiling: VaeTilingConfig | None) -> tuple[str, ...]:
+    """What of the tiling defines latents, where it is not the released layout (whose identity has none)."""
+    chosen, released = ((one.encode_pass_latents, one.overlap, one.blend) for one in (tiling or VaeTilingConfig(), VaeTilingConfig()))
+    return () if chosen == released else (f"tiles {chosen}",)
 
 
 # ---- the stand-in ------------------------------------------------------------------------------------------------
@@ -332,7 +458,7 @@ def load_autoencoder(
         return PatchPcaAutoencoder.from_folder(folder, device)
     pointer = read_config(folder, "pointer.json") if (folder / "pointer.json").is_file() else None
     weights = Path(pointer["weights"]) if pointer is not None else folder
-    vae = CogVideoXAutoencoder.from_folder(weights, config.chunk_mode, device, dtype)
+    vae = CogVideoXAutoencoder.from_folder(weights, config.chunk_mode, device, dtype, config.tiling)
     if pointer is not None and pointer["identity"] != vae.identity:
         raise WeightsError(
             f"{weights} (chunk mode {config.chunk_mode}) has identity {vae.identity}, but {folder} was made with {pointer['identity']}"

@@ -85,9 +85,12 @@ def window_plan(grid: tuple[int, int, int], num_text_tokens: int, window: Window
         block = math.prod(window.tile)
         allowed, inside = _blocks(grid, num_text_tokens, window)
         whole = allowed & valid.view(-1, block).all(1)[None] & (inside if window.exact else True)
-        parts = [tensor.to(device) for tensor in (*_indices(allowed & ~whole), *_indices(whole))]
+        (partial_count, partial), (full_count, full) = _indices(allowed & ~whole), _indices(whole)
         block_mask = BlockMask.from_kv_blocks(
-            *parts,
+            partial_count.to(device),
+            partial.to(device),
+            full_count.to(device),
+            full.to(device),
             BLOCK_SIZE=block,
             mask_mod=_mask(allowed.to(device), valid.to(device), coordinates.to(device), window, block),
         )

@@ -124,15 +124,20 @@ def test_tensors_other_than_config_says_are_refused(codec: PatchPcaAutoencoder, 
         load_autoencoder(tmp_path, VaeConfig(kind="patch_pca"))
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 5, 64, 64), (1, 3, 8, 64, 64), (1, 3, 9, 60, 64), (1, 1, 9, 64, 64)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 3, 6, 64, 64), (1, 3, 8, 64, 64), (1, 3, 9, 60, 64), (1, 1, 9, 64, 64)], ids=str)
 def test_videos_of_the_wrong_size_are_refused(codec: PatchPcaAutoencoder, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="need"):
         codec.encode(torch.zeros(shape))
 
 
-def test_an_even_number_of_latent_frames_is_refused(codec: PatchPcaAutoencoder) -> None:
-    with pytest.raises(ValueError, match="odd"):
-        codec.decode(torch.zeros(1, 2, 16, 4, 4))
+def test_five_frames_are_two_latents_and_five_frames_again(codec: PatchPcaAutoencoder) -> None:
+    latents = codec.encode(pixels_to_video(waves(3, frames=5))[None]).mean
+    assert latents.shape[1] == 2 and codec.decode(latents).shape[2] == 5
+
+
+def test_latents_without_frames_are_refused(codec: PatchPcaAutoencoder) -> None:
+    with pytest.raises(ValueError, match="at least one frame"):
+        codec.decode(torch.zeros(1, 0, 16, 4, 4))
 
 
 def test_fitting_on_images_only_says_what_is_missing() -> None:
