@@ -58,7 +58,7 @@ def find_clusters(clips: list[HashedClip], config: DedupConfig) -> dict[str, str
 
     groups: dict[tuple[str, int], list[HashedClip]] = {}
     for clip in sorted(clips, key=lambda clip: clip.clip_id):
-        if clip.hashes:
+        if any(clip.hashes):  # a picture without structure hashes to 0, whatever it is
             groups.setdefault((clip.media_type, len(clip.hashes)), []).append(clip)
     for group in groups.values():
         for one, other in _near(group, config.hamming_bits):

@@ -15,6 +15,8 @@ from curation.scores.aesthetic import key_pictures
 from curation.step import Batch, Lineage, Resources, StepError
 from curation.tracks import read_clip_track
 
+SMALLEST_PX = 32
+"""pyiqa's metrics look at blocks and scales; piqe breaks below two blocks of 16 px."""
 WITHOUT_WEIGHTS = frozenset({"piqe"})
 """Metrics that need no weights file."""
 
@@ -48,6 +50,10 @@ class QualityStep:
         track = read_clip_track(self._tracks, row["source_id"], row["clip_id"], row["start_us"], row["end_us"], read="keys")
         values = []
         for picture in spread(key_pictures(track), self._max_frames):
+            if min(picture.shape[:2]) < SMALLEST_PX:
+                raise StepError(
+                    "too_small", f"{self.name} needs {SMALLEST_PX} px on both sides, the picture is {picture.shape[1]}x{picture.shape[0]}"
+                )
             tensor = self._torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float().to(self._device) / 255
             with self._torch.inference_mode():
                 values.append(float(self._metric(tensor)))

@@ -15,31 +15,32 @@ def clip(
 
 
 def test_near_hashes_are_clustered_and_the_largest_represents() -> None:
-    clusters = find_clusters([clip("a", 0, 0, short_side_px=720), clip("b", 0b111111, 0b111111), clip("c", 2**64 - 1, 2**63)], CONFIG)
+    clusters = find_clusters([clip("a", 1, 0, short_side_px=720), clip("b", 0b111111, 0b111111), clip("c", 2**64 - 1, 2**63)], CONFIG)
     assert clusters == {"a": "b", "b": "b"}
 
 
 def test_the_limit_is_on_the_average_over_aligned_frames() -> None:
     """12 bits in one of two frames are 6 on average; 13 are too many."""
-    assert find_clusters([clip("a", 0, 0), clip("b", 2**12 - 1, 0)], CONFIG) == {"a": "a", "b": "a"}
-    assert find_clusters([clip("a", 0, 0), clip("b", 2**13 - 1, 0)], CONFIG) == {}
+    assert find_clusters([clip("a", 1, 0), clip("b", 2**13 - 1, 0)], CONFIG) == {"a": "a", "b": "a"}
+    assert find_clusters([clip("a", 1, 0), clip("b", 2**14 - 1, 0)], CONFIG) == {}
     assert find_clusters([clip("a", 0, 2**40 - 1), clip("b", 2**40 - 1, 0)], CONFIG) == {}, "order counts"
 
 
 def test_clusters_are_transitive() -> None:
-    clusters = find_clusters([clip("c", 2**12 - 1), clip("a", 0), clip("b", 2**6 - 1)], CONFIG)
+    clusters = find_clusters([clip("c", 2**12 - 1), clip("a", 1), clip("b", 2**6 - 1)], CONFIG)
     assert set(clusters.values()) == {"a"}
 
 
 def test_pieces_of_one_source_images_and_videos_and_clips_without_hashes_are_not_compared() -> None:
-    assert find_clusters([clip("a", 0, source="s"), clip("b", 0, source="s", start_us=5)], CONFIG) == {}
-    assert find_clusters([clip("a", 0), clip("b", 0, media="image")], CONFIG) == {}
+    assert find_clusters([clip("a", 5, source="s"), clip("b", 5, source="s", start_us=5)], CONFIG) == {}
+    assert find_clusters([clip("a", 5), clip("b", 5, media="image")], CONFIG) == {}
     assert find_clusters([clip("a"), clip("b")], CONFIG) == {}
+    assert find_clusters([clip("a", 0, 0), clip("b", 0, 0)], CONFIG) == {}, "two bare pictures are not known to be one"
 
 
 def test_ties_go_to_the_earliest_start_then_the_lowest_id() -> None:
-    assert find_clusters([clip("b", 0, start_us=9), clip("a", 0, start_us=10)], CONFIG)["a"] == "b"
-    assert find_clusters([clip("b", 0), clip("a", 0)], CONFIG)["b"] == "a"
+    assert find_clusters([clip("b", 5, start_us=9), clip("a", 5, start_us=10)], CONFIG)["a"] == "b"
+    assert find_clusters([clip("b", 5), clip("a", 5)], CONFIG)["b"] == "a"
 
 
 def test_hashes_are_read_from_their_column() -> None:
