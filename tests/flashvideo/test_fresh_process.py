@@ -44,6 +44,8 @@ def outputs(model: CogVideoXTransformer, frames: int, height: int, width: int) -
 
 def write_each_shape_in_a_process_of_its_own(folder: Path) -> None:
     """Forks once a shape, before any model has been made, so no child has seen another shape."""
+    import torch.nn.attention.flex_attention  # noqa: F401 -- seconds to import: once here, not in every child
+
     torch.set_num_threads(1)
     children = []
     for index, (frames, size) in enumerate(SHAPES):
