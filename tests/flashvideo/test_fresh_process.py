@@ -44,8 +44,10 @@ def outputs(model: CogVideoXTransformer, frames: int, height: int, width: int) -
 
 def write_each_shape_in_a_process_of_its_own(folder: Path) -> None:
     """Forks once a shape, before any model has been made, so no child has seen another shape."""
-    import torch.nn.attention.flex_attention  # noqa: F401 -- seconds to import: once here, not in every child
+    from torch.nn.attention.flex_attention import flex_attention
 
+    one = torch.zeros(1, 1, 1, 16)
+    flex_attention(one, one, one)  # torch's first call imports for seconds: here, not in every child
     torch.set_num_threads(1)
     children = []
     for index, (frames, size) in enumerate(SHAPES):
