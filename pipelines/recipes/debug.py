@@ -70,7 +70,7 @@ def debug() -> Recipe:
     return Recipe(
         name="debug",
         curation=CurationConfig(
-            decode=DecodeConfig(deadline_s=60, memory_bytes=2_000_000_000),
+            decode=DecodeConfig(deadline_s=60, memory_bytes=2_000_000_000, key_frame_short_side_px=540),
             shots=ShotsConfig(min_duration_s=1.125, clip_duration_s=1.25),
             motion=MotionConfig(raft=False),
             aesthetic=AestheticConfig(laion=False),
