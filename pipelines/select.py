@@ -46,7 +46,7 @@ FACTS = (
 """Columns that selecting reads besides those of the rules and its own."""
 WRITES = ("uri", "split", "state", "reject_reason", "reject_mask", "subsets", "select_run")
 RELEASED = ("clip_id", "caption", "split", "subsets", "motion_proxy", "motion_raft")
-"""Columns whose values, over the kept clips, are the digest of the selection: what training reads (motion becomes Stage II's motion word)."""
+"""Columns whose values, over the kept clips, are the digest of the selection: what training reads (motion: Stage II's motion word)."""
 
 
 @dataclass(frozen=True)
