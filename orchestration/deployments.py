@@ -24,20 +24,22 @@ def schedule_curation(recipe: Recipe, workspace: Workspace, cron: str | None, ev
     The server is the one that PREFECT_API_URL names, else our own with its data in the root. Raises UserError when
     the root has a schedule already, cannot be written, or the cron line means nothing.
     """
+    keep_loopback_direct()
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    server = None
+    if "PREFECT_API_URL" not in os.environ:
+        server = PrefectServer(workspace.root / "schedule", workspace.prefect_home, schedules=True)
+    else:
+        os.environ.update(prefect_settings(Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()))
     if cron is not None:
         _check_cron(cron)
     with hold_root(workspace.root / "schedule", "flashvideo schedule"):
-        keep_loopback_direct()
         recipe_file = workspace.root / "schedule" / "recipe.json"
         write_atomically(recipe_file, dump(recipe))
-        os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
-        server = None
-        if "PREFECT_API_URL" not in os.environ:
-            server = PrefectServer(workspace.root / "schedule", workspace.prefect_home, schedules=True)
-            print(f"Prefect: {server.wait_ready().removesuffix('/api')} (data in {workspace.prefect_home})", flush=True)
-        else:
-            os.environ.update(prefect_settings(Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()))
         try:
+            if server is not None:
+                server.start()
+                print(f"Prefect: {server.wait_ready().removesuffix('/api')} (data in {workspace.prefect_home})", flush=True)
             _serve(recipe, workspace, recipe_file, cron, every_s)
         finally:
             if server is not None:

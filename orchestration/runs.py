@@ -88,6 +88,7 @@ class Run:
             self.ray = LocalRay(self.workspace.root, self.recipe)
         if self.prefect is None and "PREFECT_API_URL" not in os.environ:
             self.prefect = PrefectServer(self.workspace.root, self.workspace.prefect_home, schedules=False)
+            self.prefect.start()
 
     def stop_services(self) -> None:
         for service in (self.ray, self.prefect):

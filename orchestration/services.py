@@ -89,8 +89,10 @@ class PrefectServer:
     """Prefect's API server of this run, its data in ROOT/prefect."""
 
     def __init__(self, root: Path, home: Path, *, schedules: bool) -> None:
-        """Starts it; `wait_ready` waits. `schedules`: also run the services that fire schedules, and the web page."""
-        home.mkdir(parents=True, exist_ok=True)
+        """Settles its address, in this process's environment too: before Prefect is first imported here, which reads it once.
+
+        `schedules`: also run the services that fire schedules, and the web page.
+        """
         self._port = processes.free_port()
         self.api_url = f"http://127.0.0.1:{self._port}/api"
         self.log = home / "server.log"
@@ -99,6 +101,11 @@ class PrefectServer:
         self._environment = {"PREFECT_API_BLOCKS_REGISTER_ON_START": "false", "PREFECT_LOGGING_LEVEL": "WARNING"}
         if not schedules:
             self._environment |= {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1", "PREFECT_UI_ENABLED": "0"}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts it; `wait_ready` waits."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
         self._process = self._launch()
 
     def _launch(self) -> subprocess.Popen[bytes]:
@@ -109,20 +116,22 @@ class PrefectServer:
 
     def revive(self) -> bool:
         """Starts it again on the same port where it has died, without waiting. Prefect's client tries again by itself."""
-        if self._process.poll() is None:
+        if self._process is None or self._process.poll() is None:
             return False
         self._process = self._launch()
         return True
 
     def wait_ready(self) -> str:
         """The API's URL. Raises ServiceError."""
+        assert self._process is not None, "start comes first"
         deadline = time.monotonic() + START_DEADLINE_S
         while not answers(f"{self.api_url}/health"):
             _still_starting(self._process, deadline, "the Prefect server", self.log)
         return self.api_url
 
     def stop(self) -> None:
-        processes.stop(self._process, STOP_GRACE_S)
+        if self._process is not None:
+            processes.stop(self._process, STOP_GRACE_S)
 
 
 def prefect_settings(home: Path) -> dict[str, str]:
