@@ -143,7 +143,7 @@ def debug() -> Recipe:
         generate=GenerateConfig(
             num_prompts=4,
             stage1=Stage1SamplingConfig(num_steps=20, guidance_scale=2.0),
-            stage2=Stage2SamplingConfig(num_steps=4, guidance_scale=1.0, noise_step=4),
+            stage2=Stage2SamplingConfig(num_steps=4, guidance_scale=1.0, noise_step=3),
         ),
         evaluation=EvaluationConfig(held_out_clips=6, downscale=8.0),
         runtime=RuntimeConfig(workers=2, worker_memory_bytes=1_500_000_000),
