@@ -65,33 +65,87 @@ NOISE, LATER_NOISE = (2, 10), (2, 6)
 adds is not taken out again: at 8-24 the enhanced clips read 1.2-1.6 of truth's gradient, at 2-10 0.8-1.2 (docs/log.md)."""
 
 
+def _curation() -> CurationConfig:
+    """Every job of curation, with the scores that need no weights."""
+    return CurationConfig(
+        decode=DecodeConfig(deadline_s=60, memory_bytes=2_000_000_000, key_frame_short_side_px=540),
+        shots=ShotsConfig(min_duration_s=1.125, clip_duration_s=1.25),
+        motion=MotionConfig(raft=False),
+        aesthetic=AestheticConfig(laion=False),
+        quality=QualityConfig(metrics=("piqe",), max_frames=2),
+        caption=CaptionConfig(backend="attributes"),
+        policy=PolicyConfig(
+            rules=(
+                Rule(name="resolution", column="short_side_px", at_least=1080, media="video"),
+                Rule(name="image_size", column="short_side_px", at_least=1080, media="image"),
+                Rule(name="motion", column="motion_proxy", at_least=1.1, media="video"),
+                Rule(name="aesthetic", column="aesthetic_proxy", at_least=3.0),
+                Rule(name="damage", column="corrupt_frames", at_most=0),
+                Rule(name="black", column="black_ratio", at_most=0.05),
+                Rule(name="repeats", column="repeated_ratio", at_most=0.7, media="video"),
+                Rule(name="duplicate", column="is_duplicate", at_most=0),
+            ),
+            held_out_share=0.2,
+            preference_subset="top_aesthetic",
+            preference_size=12,
+        ),
+    )
+
+
+def _stage1() -> Stage1Config:
+    """LoRA on a seeded random base."""
+    return Stage1Config(
+        transformer=TINY,
+        lora=LoraConfig(rank=64, alpha=64),
+        shape=PATCH,
+        objective=DiffusionConfig(),
+        optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=5, schedule="cosine", clip_grad_norm=1.0),
+        engine=CPU_ENGINE,
+        iterations=100,
+        batch_size=16,
+        validation_samples=12,
+    )
+
+
+def _stage2() -> Stage2Config:
+    """The four phases, tiny."""
+    return Stage2Config(
+        transformer=TINY.model_copy(update={"noise_strength_embedding": True, "num_frames_embedding": True}),
+        pixel_degradation=PixelDegradationConfig(strong_probability=0.3, cached_variants=2),
+        phases=(
+            PhaseConfig(name="image_patches", iterations=60, shape=PATCH_IMAGE, images=1, videos=0, batch_size=16, noise_steps=NOISE),
+            PhaseConfig(name="mixed_patches", iterations=220, shape=PATCH, images=1, videos=2, batch_size=16, noise_steps=NOISE),
+            PhaseConfig(
+                name="full_resolution",
+                iterations=20,
+                shape=FULL,
+                batch_size=2,
+                noise_steps=NOISE,
+                noise_steps_after=(10, LATER_NOISE),
+                learning_rate=2e-3,
+            ),
+            PhaseConfig(
+                name="preference",
+                iterations=8,
+                shape=FULL,
+                batch_size=2,
+                noise_steps=LATER_NOISE,
+                subset="preference",
+                learning_rate=3e-4,
+            ),
+        ),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=5, schedule="cosine", clip_grad_norm=1.0),
+        engine=CPU_ENGINE,
+        time_shift=2.5,  # as in sampling: the four Euler steps all start at t <= 0.55
+        validation_samples=8,
+    )
+
+
 def debug() -> Recipe:
     """Tiny models, the same flow."""
     return Recipe(
         name="debug",
-        curation=CurationConfig(
-            decode=DecodeConfig(deadline_s=60, memory_bytes=2_000_000_000, key_frame_short_side_px=540),
-            shots=ShotsConfig(min_duration_s=1.125, clip_duration_s=1.25),
-            motion=MotionConfig(raft=False),
-            aesthetic=AestheticConfig(laion=False),
-            quality=QualityConfig(metrics=("piqe",), max_frames=2),
-            caption=CaptionConfig(backend="attributes"),
-            policy=PolicyConfig(
-                rules=(
-                    Rule(name="resolution", column="short_side_px", at_least=1080, media="video"),
-                    Rule(name="image_size", column="short_side_px", at_least=1080, media="image"),
-                    Rule(name="motion", column="motion_proxy", at_least=1.1, media="video"),
-                    Rule(name="aesthetic", column="aesthetic_proxy", at_least=3.0),
-                    Rule(name="damage", column="corrupt_frames", at_most=0),
-                    Rule(name="black", column="black_ratio", at_most=0.05),
-                    Rule(name="repeats", column="repeated_ratio", at_most=0.7, media="video"),
-                    Rule(name="duplicate", column="is_duplicate", at_most=0),
-                ),
-                held_out_share=0.2,
-                preference_subset="top_aesthetic",
-                preference_size=12,
-            ),
-        ),
+        curation=_curation(),
         vae=VaeConfig(kind="patch_pca", chunk_mode="unsplit", scale_stage1=None, scale_stage2=None),
         text_encoder=TextEncoderConfig(kind="debug_t5", max_length=96, embed_dim=TEXT_WIDTH),
         latents=LatentsConfig(
@@ -99,47 +153,8 @@ def debug() -> Recipe:
             video_frames_as_images=True,
             shard_bytes=8_000_000,
         ),
-        stage1=Stage1Config(
-            transformer=TINY,
-            lora=LoraConfig(rank=64, alpha=64),
-            shape=PATCH,
-            objective=DiffusionConfig(),
-            optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=5, schedule="cosine", clip_grad_norm=1.0),
-            engine=CPU_ENGINE,
-            iterations=100,
-            batch_size=16,
-            validation_samples=12,
-        ),
-        stage2=Stage2Config(
-            transformer=TINY.model_copy(update={"noise_strength_embedding": True, "num_frames_embedding": True}),
-            pixel_degradation=PixelDegradationConfig(strong_probability=0.3, cached_variants=2),
-            phases=(
-                PhaseConfig(name="image_patches", iterations=60, shape=PATCH_IMAGE, images=1, videos=0, batch_size=16, noise_steps=NOISE),
-                PhaseConfig(name="mixed_patches", iterations=220, shape=PATCH, images=1, videos=2, batch_size=16, noise_steps=NOISE),
-                PhaseConfig(
-                    name="full_resolution",
-                    iterations=20,
-                    shape=FULL,
-                    batch_size=2,
-                    noise_steps=NOISE,
-                    noise_steps_after=(10, LATER_NOISE),
-                    learning_rate=2e-3,
-                ),
-                PhaseConfig(
-                    name="preference",
-                    iterations=8,
-                    shape=FULL,
-                    batch_size=2,
-                    noise_steps=LATER_NOISE,
-                    subset="preference",
-                    learning_rate=3e-4,
-                ),
-            ),
-            optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=5, schedule="cosine", clip_grad_norm=1.0),
-            engine=CPU_ENGINE,
-            time_shift=2.5,  # as in sampling: the four Euler steps all start at t <= 0.55
-            validation_samples=8,
-        ),
+        stage1=_stage1(),
+        stage2=_stage2(),
         generate=GenerateConfig(
             num_prompts=4,
             stage1=Stage1SamplingConfig(num_steps=20, guidance_scale=2.0),
