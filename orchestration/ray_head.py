@@ -38,6 +38,7 @@ def main() -> None:
 def _serve(arguments: argparse.Namespace) -> None:
     from ray._private.node import Node
     from ray._private.parameter import RayParams
+    from ray._private.utils import write_ray_address
 
     parameters = RayParams(
         node_ip_address="127.0.0.1",
@@ -52,6 +53,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     )
     node = Node(parameters, head=True, shutdown_at_exit=False, spawn_reaper=True)
     try:
+        write_ray_address(node.address, str(arguments.folder))  # or a job would join any other Ray of this machine
         facts = {"address": f"http://{node.address_info['webui_url']}", "gcs": node.address, "session": node.get_session_dir_path()}
         write_atomically(arguments.ready, json.dumps(facts))
         while not node.dead_processes():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -64,7 +66,7 @@ def test_exit_codes_come_back_and_attempts_share_a_log(runner: Runner, tmp_path:
     assert runner.run("job", python(SAY_AND_EXIT, "first words", "2"), log) == 2
     assert runner.run("job", python(SAY_AND_EXIT, "last words", "0"), log) == 0
     text = log.read_text()
-    assert text.count("working") == 2
+    assert text.splitlines().count("working") == 2
     assert text.index("first words") < text.index("last words")
 
 
@@ -106,6 +108,19 @@ def test_ray_listens_on_the_loopback_interface_alone(ray_runner: RayRunner):
     listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid in mine]
     assert len(listening) >= 5
     assert {c.laddr.ip.removeprefix("::ffff:") for c in listening} == {"127.0.0.1"}
+
+
+def test_a_job_is_told_the_address_of_its_own_ray(ray_runner: RayRunner, tmp_path: Path):
+    """Another Ray may run on the machine: `ray.init(address="auto")` in a job must not find that one."""
+    head = json.loads((ray_runner._record.parent / "head.json").read_text())
+    look_alike = ["raylet", "-c", "import time; time.sleep(300)", "--gcs-address=127.0.0.1:9"]  # Ray looks for processes of that name
+    other = subprocess.Popen(look_alike, executable=sys.executable)
+    try:
+        ray_runner.run("job", python("import os; print('ray at', os.environ['RAY_ADDRESS'])"), tmp_path / "job.log")
+    finally:
+        other.kill()
+        other.wait()
+    assert f"ray at {head['gcs']}" in (tmp_path / "job.log").read_text()
 
 
 def test_ray_refuses_who_has_no_token(ray_runner: RayRunner):
