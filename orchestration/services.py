@@ -54,7 +54,7 @@ class LocalRay:
         cpus = max([os.cpu_count() or 1, *(int(spec.demand(recipe).cpus) + 2 for spec in JOBS)])
         os.environ.update(
             RAY_AUTH_MODE="token",
-            RAY_AUTH_TOKEN=secrets.token_hex(32),
+            RAY_AUTH_TOKEN=os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32),
             RAY_USAGE_STATS_ENABLED="0",
             RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # Ray's switch for binding every service to 127.0.0.1
             RAY_JOB_STOP_WAIT_TIME_S=str(int(recipe.runtime.stop_grace_s)),

@@ -243,7 +243,8 @@ def test_parquet_goes_to_a_file(path: Path, tmp_path: Path) -> None:
         run_query(path, format="parquet")
 
 
-def test_the_table_is_readable(path: Path) -> None:
+def test_the_table_is_readable(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     lines = run_query(path, order_by="-motion_proxy").splitlines()
     assert lines[0].split() == ["clip_id", "file", "media_type", "span_s", "motion_proxy", "aesthetic_proxy", "state", "caption"]
     assert lines[1].split()[:5] == ["c", "c.mp4", "video", "1.25-2.50", "2.5"]

@@ -38,7 +38,9 @@ class Field(nn.Module):
         self.anchor = nn.Parameter(torch.zeros(1))
         self.calls: list[tuple[float, float | None, int]] = []
 
-    def forward(self, latents: Tensor, text: Tensor, timestep: Tensor, noise_step: Tensor | None = None) -> Tensor:
+    def forward(
+        self, latents: Tensor, text: Tensor, timestep: Tensor, noise_step: Tensor | None = None, attention: object = None
+    ) -> Tensor:
         self.calls.append((float(timestep[0]), None if noise_step is None else float(noise_step[0]), len(latents)))
         return self.velocity(latents, text.mean(dim=(1, 2)).view(-1, 1, 1, 1, 1))
 
@@ -120,7 +122,9 @@ def test_a_network_that_knows_the_answer_is_sampled_to_it() -> None:
     alphas = {step.timestep: step.network_alpha for step in stage1_schedule(config, DiffusionConfig())}
 
     class Point(Field):
-        def forward(self, latents: Tensor, text: Tensor, timestep: Tensor, noise_step: Tensor | None = None) -> Tensor:
+        def forward(
+            self, latents: Tensor, text: Tensor, timestep: Tensor, noise_step: Tensor | None = None, attention: object = None
+        ) -> Tensor:
             alpha = alphas[int(timestep[0])]
             sigma = math.sqrt(1 - alpha**2)
             return alpha * (latents - alpha * 0.7) / sigma - sigma * 0.7

@@ -49,7 +49,7 @@ def latent_recipe(**fields: Any) -> Recipe:
     stage2 = recipe.stage2.model_copy(
         update={"phases": phases, "transformer": recipe.stage2.transformer.model_copy(update=tiny), "engine": engine}
     )
-    latents = recipe.latents.model_copy(update={"patches_per_clip": 2, "video_frames_as_images": True, "shard_bytes": 300_000})
+    latents = recipe.latents.model_copy(update={"patches_per_clip": 2, "video_frames_as_images": True, "shard_bytes": 200_000})
     text_encoder = recipe.text_encoder.model_copy(update={"max_length": 16})
     runtime = recipe.runtime.model_copy(update={"backend": "local"})
     changed = {"stage1": stage1, "stage2": stage2, "latents": latents, "text_encoder": text_encoder, "runtime": runtime}

@@ -97,7 +97,6 @@ def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A private Ray, so that the backend under test connects to nobody else's."""
     import ray
 
-    os.environ["RAY_AUTH_MODE"] = "disabled"
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module by name
     folder = Path("/tmp") / f"fvray-{os.getpid()}"  # Ray's sockets need a short path
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=80_000_000, _temp_dir=str(folder))

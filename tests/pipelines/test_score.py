@@ -96,7 +96,6 @@ def test_a_lost_track_fails_its_clips_only(root: Path, tmp_path: Path) -> None:
 def test_ray_writes_what_local_writes(root: Path, tmp_path: Path) -> None:
     import ray
 
-    os.environ["RAY_AUTH_MODE"] = "disabled"
     folder = f"/tmp/fvscore-{os.getpid()}"  # Ray's sockets need a short path
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=80_000_000, _temp_dir=folder)
     try:
