@@ -221,6 +221,22 @@ def convert(
 
 
 @app.command()
+def totals(
+    file: Annotated[Path, typer.Argument(help="The 16 dimensions (percent or 0-1), an eval_results.json, or a table of rows.")],
+    format: Annotated[str, typer.Option("--format", metavar="table|json", help="How to print.")] = "table",
+) -> None:
+    """VBench's total, quality and semantic scores from its dimensions, in percent.
+
+    \b
+    flashvideo totals results_2026-11-20_eval_results.json
+    flashvideo totals rows.json --format json
+    """
+    import subprocess
+
+    raise typer.Exit(subprocess.call([sys.executable, "-m", "flashvideo.evaluation.totals", str(file), "--format", format]))
+
+
+@app.command()
 def evaluate(
     recipe: RecipeOption = None,
     overrides: SetOption = None,
