@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -56,7 +57,7 @@ def start_ranks(request: RankRequest, recipe: Recipe, engine: EngineConfig) -> N
 
 
 def run_rank(request: RankRequest, rank: int = 0, num_ranks: int = 1, rendezvous: str | None = None) -> None:
-    """The function of every rank: joins the group and trains. `rendezvous` None: Ray or torchrun made the group."""
+    """The function of every rank: joins the group and trains. `rendezvous` None: torchrun's environment says where."""
     import importlib
 
     from flashvideo.training.engine import joined
@@ -80,22 +81,25 @@ def _progress_of(request: RankRequest, is_first: bool) -> Callable[[int, int, st
 
 
 def _through_ray(request: RankRequest, recipe: Recipe, engine: EngineConfig) -> None:
-    """Ray Train's TorchTrainer on the cluster of RAY_ADDRESS, or on a Ray started for this job."""
+    """Ray Train on the cluster of RAY_ADDRESS, or on a Ray started for this job.
+
+    Its plain trainer, not TorchTrainer: that one imports torch in this process and in the controller too (3 s and
+    300 MB each), for a process group that the ranks can make themselves.
+    """
     for name, value in RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     own = not ray.is_initialized()
     if own:
         _start_ray(recipe, engine)
     try:
-        trainer = TorchTrainer(
+        trainer = DataParallelTrainer(
             _ray_rank,
             train_loop_config=asdict(request),
-            torch_config=TorchConfig(backend="nccl" if engine.gpus_per_rank > 0 else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=engine.num_ranks,
                 use_gpu=engine.gpus_per_rank > 0,
@@ -142,8 +146,24 @@ def _start_ray(recipe: Recipe, engine: EngineConfig) -> None:
 
 
 def _ray_rank(config: dict[str, Any]) -> None:
+    """One rank inside a Ray Train worker; rank 0 names the address at which all meet."""
+    import ray
+    from ray.train import get_context
+    from ray.train.collective import broadcast_from_rank_zero
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    run_rank(RankRequest(**config))
+    context = get_context()
+    rank = context.get_world_rank()
+    os.environ["LOCAL_RANK"] = str(context.get_local_rank())
+    address = broadcast_from_rank_zero(_free_address(ray.util.get_node_ip_address()) if rank == 0 else None)
+    run_rank(RankRequest(**config), rank, context.get_world_size(), address)
+
+
+def _free_address(host: str) -> str:
+    """tcp://host:port with a port that is free now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return f"tcp://{host}:{probe.getsockname()[1]}"
 
 
 def _root_cause(error: BaseException) -> str:

@@ -56,10 +56,9 @@ class Ranks:
 
 @contextmanager
 def joined(config: EngineConfig, rank: int = 0, num_ranks: int = 1, rendezvous: str | None = None) -> Iterator[Ranks]:
-    """This process as a rank, for the duration. `rendezvous` is torch's init_method (e.g. file:///path).
+    """This process as a rank, for the duration. `rendezvous` is torch's init_method (file:///path, tcp://host:port).
 
-    None: the process group exists already (Ray Train and torchrun make it) or, where torchrun's environment is set,
-    is made from it; then rank and num_ranks come from the group.
+    None: the process group exists already, or is made from torchrun's environment; then rank and num_ranks are the group's.
     """
     if config.torch_threads is not None:
         torch.set_num_threads(config.torch_threads)

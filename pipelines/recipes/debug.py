@@ -101,7 +101,7 @@ def _stage1() -> Stage1Config:
         objective=DiffusionConfig(),
         optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=5, schedule="cosine", clip_grad_norm=1.0),
         engine=CPU_ENGINE,
-        iterations=100,
+        iterations=90,
         batch_size=16,
         validation_samples=12,
     )
@@ -114,7 +114,7 @@ def _stage2() -> Stage2Config:
         pixel_degradation=PixelDegradationConfig(strong_probability=0.3, cached_variants=2),
         phases=(
             PhaseConfig(name="image_patches", iterations=60, shape=PATCH_IMAGE, images=1, videos=0, batch_size=16, noise_steps=NOISE),
-            PhaseConfig(name="mixed_patches", iterations=220, shape=PATCH, images=1, videos=2, batch_size=16, noise_steps=NOISE),
+            PhaseConfig(name="mixed_patches", iterations=170, shape=PATCH, images=1, videos=2, batch_size=16, noise_steps=NOISE),
             PhaseConfig(
                 name="full_resolution",
                 iterations=20,
