@@ -133,7 +133,7 @@ NAMES = tuple(sorted([film.name for film in FILMS] + [still.name for still in ST
 def render_samples(folder: Path, progress: Callable[[int, int, str], None] | None = None) -> Path:
     """Renders what is missing and returns the path of truth.json, written last as the mark of completeness.
 
-    `progress` is called with (files done, files in all, name). About 25 s on two cores; at once when complete.
+    `progress` is called with (files done, files in all, name). About half a minute on two cores; at once when complete.
     Raises SourceError when the folder cannot be written, RuntimeError when a photograph is not in the wheel.
     """
     truth_path = folder / "truth.json"
