@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -174,23 +174,36 @@ def _installed(package: str) -> bool:
     return True
 
 
+def _lock(workspace: Workspace, name: str) -> AbstractContextManager[None]:
+    """Only one process at a time does a job of a root."""
+    return held_alone(
+        workspace.root / "artifacts" / name / ".lock",
+        workspace.root,
+        holder="pid {pid} on {host} since {time}",
+        busy=lambda by: f"{name} is running already in {workspace.root}: {by}",
+    )
+
+
 @contextmanager
-def _lock(workspace: Workspace, name: str) -> Iterator[None]:
-    """Only one process at a time does a job of a root; the lock dies with its process."""
-    folder = workspace.root / "artifacts" / name
+def held_alone(path: Path, root: Path, holder: str, busy: Callable[[str], str]) -> Iterator[None]:
+    """Holds a lock file for the duration; the lock dies with its process.
+
+    `holder` is what the file says of this process ({pid}, {host} and {time} are filled in); `busy` makes the message from
+    what another holder wrote. Raises UserError when the root cannot be written or the lock is held.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "a+")  # noqa: SIM115
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+")  # noqa: SIM115 (closed below, where the lock ends)
     except OSError as error:
-        raise UserError(f"cannot write under {workspace.root}: {error.strerror}; choose another --root") from None
+        raise UserError(f"cannot write under {root}: {error.strerror}; choose another --root") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise UserError(f"{name} is running already in {workspace.root}: {file.read().strip()}") from None
+            raise UserError(busy(file.read().strip())) from None
         file.truncate(0)
-        file.write(f"pid {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC).isoformat(timespec='seconds')}")
+        file.write(holder.format(pid=os.getpid(), host=socket.gethostname(), time=datetime.now(UTC).isoformat(timespec="seconds")))
         file.flush()
         yield
 
