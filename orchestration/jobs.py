@@ -7,6 +7,7 @@ it went by its exit code: 0 done, 2 a user's mistake (its last line says which),
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shlex
 import sys
@@ -160,30 +161,41 @@ class _LogStream:
 
     def __init__(self, client: JobSubmissionClient, job_id: str, log: Path) -> None:
         self._client, self._job_id, self._log = client, job_id, log
+        self._written = 0
+        self._loop = asyncio.new_event_loop()
+        self._following = self._loop.create_task(self._copy())
         self._thread = threading.Thread(target=self._follow, name="job log", daemon=True)
         self._thread.start()
 
     def _follow(self) -> None:
-        asyncio.run(self._copy())
+        with contextlib.suppress(asyncio.CancelledError):
+            self._loop.run_until_complete(self._following)
+        self._loop.close()
 
     async def _copy(self) -> None:
-        written = 0
         while True:
-            skip = written  # a new connection tells the log from its beginning
+            skip = self._written  # a new connection tells the log from its beginning
             try:
                 async for text in self._client.tail_job_logs(self._job_id):
                     fresh, skip = text[skip:], max(0, skip - len(text))
-                    if fresh:
-                        with open(self._log, "a") as output:
-                            output.write(fresh)
-                        written += len(fresh)
+                    self._write(fresh)
                 return
             except (RuntimeError, OSError):
                 await asyncio.sleep(1)
 
+    def _write(self, text: str) -> None:
+        if text:
+            with open(self._log, "a") as output:
+                output.write(text)
+            self._written += len(text)
+
     def close(self) -> None:
-        """Waits for the log's last lines."""
+        """Reads what the job said last. The stream would tell it too, but only after it has looked twice, a second apart."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed already
+            self._loop.call_soon_threadsafe(self._following.cancel)
         self._thread.join(timeout=10)
+        with contextlib.suppress(RuntimeError, OSError):  # Ray is gone
+            self._write(self._client.get_job_logs(self._job_id)[self._written :])
 
 
 def runner_for(recipe: Recipe, root: Path, local_ray_address: str | None) -> Runner:

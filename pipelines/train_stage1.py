@@ -24,7 +24,7 @@ TRAIN_FILE, HELD_OUT_FILE = "samples.arrow", "samples_held_out.arrow"
 
 def run(context: JobContext) -> Report:
     """Lists the samples, starts the ranks, reports the validation loss before and after."""
-    from pipelines.latent_loader import Release, held_out_samples, require, samples_of, write_samples
+    from pipelines.sample_lists import Release, held_out_samples, require, samples_of, write_samples
 
     recipe, folder = context.recipe, context.folder
     store = Store.open(context.workspace.store, create=False)

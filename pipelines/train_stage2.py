@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from flashvideo.training.engine import Ranks
-    from pipelines.latent_loader import Release
+    from pipelines.sample_lists import Release
 
 LOGISTICS = ("checkpoint_every", "keep_checkpoints", "max_restarts", "log_every", "cpus_per_rank", "gpus_per_rank", "torch_threads")
 """Engine settings that do not change what is trained."""
@@ -32,7 +32,7 @@ LOGISTICS = ("checkpoint_every", "keep_checkpoints", "max_restarts", "log_every"
 
 def run(context: JobContext) -> Report:
     """Lists every phase's samples, starts the ranks once for all phases, reports the validation loss before and after."""
-    from pipelines.latent_loader import Release, held_out_samples, write_samples
+    from pipelines.sample_lists import Release, held_out_samples, write_samples
 
     recipe, folder = context.recipe, context.folder
     store = Store.open(context.workspace.store, create=False)
@@ -76,7 +76,7 @@ def shared_settings(config: Stage2Config) -> dict[str, object]:
 
 def phase_tables(store: Store, release: Release, recipe: Recipe, index: int) -> list[pa.Table]:
     """The samples that a phase trains on, images first. Raises UserError where a kind that it asks for has none."""
-    from pipelines.latent_loader import samples_of
+    from pipelines.sample_lists import samples_of
 
     phase = recipe.stage2.phases[index]
     wanted: list[Media] = (["image"] if phase.images else []) + (["video"] if phase.videos else [])  # type: ignore[assignment]

@@ -17,9 +17,10 @@ from flashvideo.training.metrics import read_losses
 from pipelines import precompute_latents, train_stage1, train_stage2
 from pipelines.artifacts import Workspace
 from pipelines.job import UserError
-from pipelines.latent_loader import LatentSamples, Release, held_out_samples, samples_of, write_samples
+from pipelines.latent_loader import LatentSamples
 from pipelines.latent_plan import phase_profile, stage1_profile
 from pipelines.recipe import Recipe
+from pipelines.sample_lists import Release, held_out_samples, samples_of, write_samples
 
 RECIPE = latent_recipe()
 
