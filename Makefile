@@ -31,7 +31,7 @@ $(PACKAGES): requirements.lock
 	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	awk '/^[a-z0-9]/ { keep = /^uv==/ } keep' requirements.lock > $(VENV)/uv.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(VENV)/uv.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --requirement requirements.lock
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes --requirement requirements.lock
 	touch $(PACKAGES)
 
 $(STAMP): $(PACKAGES) pyproject.toml
