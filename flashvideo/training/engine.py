@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,6 +112,20 @@ def _detach_deepspeed() -> None:
     groups._WORLD_GROUP = None
 
 
+@contextmanager
+def _without_muon() -> Iterator[None]:
+    """DeepSpeed asks whether the optimizer is its Muon, whose import compiles (4 s a rank). It takes ImportError for no."""
+    name = "deepspeed.runtime.zero.muon.muon_optimizer"
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
 class Engine:
     """A model under ZeRO, with AdamW over its trainable parameters (with LoRA, only the adapters)."""
 
@@ -126,13 +141,14 @@ class Engine:
             trainable, lr=optimizer.learning_rate, betas=optimizer.betas, weight_decay=optimizer.weight_decay, foreach=True
         )
         numel = sum(parameter.numel() for parameter in trainable)
-        self._engine, *_ = deepspeed.initialize(
-            model=model,
-            model_parameters=trainable,
-            optimizer=adam,
-            config=deepspeed_config(config, optimizer.clip_grad_norm, ranks.size, numel),
-            dist_init_required=False,
-        )
+        with _without_muon():
+            self._engine, *_ = deepspeed.initialize(
+                model=model,
+                model_parameters=trainable,
+                optimizer=adam,
+                config=deepspeed_config(config, optimizer.clip_grad_norm, ranks.size, numel),
+                dist_init_required=False,
+            )
         self._trainable = trainable
 
     @property
