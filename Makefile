@@ -42,7 +42,7 @@ retrain: $(STAMP) ## the whole story: raw video in, trained and evaluated model 
 	$(BIN)/flashvideo retrain --recipe debug $(ARGS)
 
 test: $(STAMP) ## every test, the whole story included
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 story: $(STAMP) ## the whole-story tests alone
 	$(BIN)/python -m pytest -m story $(ARGS)
