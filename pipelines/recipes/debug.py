@@ -72,7 +72,7 @@ def _curation() -> CurationConfig:
         shots=ShotsConfig(min_duration_s=1.125, clip_duration_s=1.25),
         motion=MotionConfig(raft=False),
         aesthetic=AestheticConfig(laion=False),
-        quality=QualityConfig(metrics=("piqe",), max_frames=2),
+        quality=QualityConfig(metrics=("piqe",), max_frames=1),
         caption=CaptionConfig(backend="attributes"),
         policy=PolicyConfig(
             rules=(
@@ -101,8 +101,8 @@ def _stage1() -> Stage1Config:
         objective=DiffusionConfig(),
         optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=5, schedule="cosine", clip_grad_norm=1.0),
         engine=CPU_ENGINE,
-        iterations=90,
-        batch_size=16,
+        iterations=100,
+        batch_size=12,
         validation_samples=12,
     )
 
@@ -113,8 +113,8 @@ def _stage2() -> Stage2Config:
         transformer=TINY.model_copy(update={"noise_strength_embedding": True, "num_frames_embedding": True}),
         pixel_degradation=PixelDegradationConfig(strong_probability=0.3, cached_variants=2),
         phases=(
-            PhaseConfig(name="image_patches", iterations=60, shape=PATCH_IMAGE, images=1, videos=0, batch_size=16, noise_steps=NOISE),
-            PhaseConfig(name="mixed_patches", iterations=170, shape=PATCH, images=1, videos=2, batch_size=16, noise_steps=NOISE),
+            PhaseConfig(name="image_patches", iterations=60, shape=PATCH_IMAGE, images=1, videos=0, batch_size=12, noise_steps=NOISE),
+            PhaseConfig(name="mixed_patches", iterations=160, shape=PATCH, images=1, videos=2, batch_size=12, noise_steps=NOISE),
             PhaseConfig(
                 name="full_resolution",
                 iterations=20,
@@ -137,7 +137,7 @@ def _stage2() -> Stage2Config:
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=5, schedule="cosine", clip_grad_norm=1.0),
         engine=CPU_ENGINE,
         time_shift=2.5,  # as in sampling: the four Euler steps all start at t <= 0.55
-        validation_samples=8,
+        validation_samples=4,
     )
 
 
@@ -156,8 +156,8 @@ def debug() -> Recipe:
         stage1=_stage1(),
         stage2=_stage2(),
         generate=GenerateConfig(
-            num_prompts=4,
-            stage1=Stage1SamplingConfig(num_steps=20, guidance_scale=2.0),
+            num_prompts=3,
+            stage1=Stage1SamplingConfig(num_steps=10, guidance_scale=2.0),
             stage2=Stage2SamplingConfig(num_steps=4, guidance_scale=1.0, noise_step=3),
         ),
         evaluation=EvaluationConfig(held_out_clips=6, downscale=8.0),
