@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -15,16 +16,15 @@ import pytest
 import whole_story as story
 
 from orchestration.processes import leftovers
+from pipelines.artifacts import Workspace
 from pipelines.plan import JOB_NAMES
 
 pytestmark = [pytest.mark.story, pytest.mark.timeout(3000)]
 
-MOMENTS = {
-    "scoring": ("score", ""),
-    "stage1": ("train_stage1", "stage1"),
-    "stage2_phase": ("train_stage2", "mixed_patches"),
-}
-CHOSEN = os.environ.get("FLASHVIDEO_KILL_AT", "scoring,stage2_phase").split(",")
+WANTED = os.environ.get("FLASHVIDEO_KILL_AT", "scoring,stage2_phase")
+CHOSEN = list(story.MOMENTS) if WANTED == "all" else WANTED.split(",")
+"""FLASHVIDEO_KILL_AT: names of `whole_story.MOMENTS` in their order, with commas between, or "all"."""
+SETTINGS = story.settings_of(CHOSEN)
 
 
 @pytest.fixture(scope="module")
@@ -35,30 +35,47 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def uninterrupted(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("uninterrupted") / "root"
-    story.run("retrain", root, sources, *story.LOCAL)
+    story.run("retrain", root, sources, *story.LOCAL, *SETTINGS)
     return root
 
 
 @pytest.fixture(scope="module")
-def killed(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Killed at every chosen moment, then run to the end; what was finished at a kill is never done again."""
+def launches(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> list[story.Launch]:
     root = tmp_path_factory.mktemp("killed") / "root"
-    recipe = story.recipe_of(sources)
-    finished: dict[str, str] = {}
-    for moment in CHOSEN:
-        story.run_until("retrain", root, sources, *MOMENTS[moment])
-        now = {name: report.started for name, report in story.reports(root, recipe).items()}
-        assert finished.items() <= now.items(), "a finished job was done again"
-        assert len(now) > len(finished), "nothing was finished before the kill"
-        finished = now
-    story.run("retrain", root, sources)
-    now = {name: report.started for name, report in story.reports(root, recipe).items()}
-    assert finished.items() <= now.items(), "a finished job was done again"
-    return root
+    return story.kill_and_resume("retrain", root, sources, CHOSEN, *SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def killed(launches: list[story.Launch]) -> Path:
+    """Killed at every chosen moment, then run to the end."""
+    return launches[-1].root
+
+
+def test_nothing_finished_is_done_again(launches: list[story.Launch]):
+    """Whole jobs, and of the killed job its committed rows, checkpoints, phases and prompts."""
+    for launch in launches[:-1]:
+        before = JOB_NAMES[: JOB_NAMES.index(story.MOMENTS[launch.moment].job)]
+        assert tuple(launch.finished) == before, f"killed at {launch.moment}"
+    assert story.done_again(launches) == []
+
+
+def test_what_is_done_again_is_noticed():
+    """Killed in Stage I with 3 train_steps saved; ingest had begun at 10 h."""
+    killed = story.Launch(Path(), "stage1", "4 of 10", {"ingest": "10 h"}, (3,), ("ingest",), {}, 0, 1.0)
+    went_on = replace(killed, moment=None, finished={"ingest": "10 h", "train_stage1": "11 h"}, ran=("train_stage1",))
+    assert story.done_again([killed, replace(went_on, found={"train_stage1": (3,)})]) == []
+    assert story.done_again([killed, replace(went_on, found={"train_stage1": (0,)})]) == [
+        "train_stage1 found (0,) done, but (3,) was done at the kill"
+    ]
+    ran_again = replace(went_on, finished={"ingest": "11 h"}, ran=("ingest",))
+    assert story.done_again([killed, ran_again]) == [
+        "ingest (finished at the kill at stage1)",
+        "ingest (its report is another since the kill at stage1)",
+    ]
 
 
 def test_every_job_made_the_same_as_without_kills(uninterrupted: Path, killed: Path, sources: Path):
-    recipe = story.recipe_of(sources)
+    recipe = story.recipe_of(sources, *SETTINGS)
     there, here = story.reports(uninterrupted, recipe), story.reports(killed, recipe)
     assert list(here) == list(there) == list(JOB_NAMES)
     assert {name: report.digest for name, report in here.items()} == {name: report.digest for name, report in there.items()}
@@ -82,7 +99,7 @@ def test_nothing_of_a_run_is_left_running(killed: Path):
 def test_a_finished_run_starts_nothing(killed: Path, sources: Path):
     """Without Ray, without Prefect; the report and the headline are still told."""
     runs = set((killed / "logs").iterdir())
-    done = story.run("retrain", killed, sources)
+    done = story.run("retrain", killed, sources, *SETTINGS)
     assert "everything is done already" in done.stdout
     assert "report: " in done.stdout
     assert set((killed / "logs").iterdir()) == runs
@@ -95,13 +112,16 @@ def test_the_report_is_one_file_with_every_job(killed: Path):
     assert 'src="http' not in page
 
 
-def test_a_changed_phase_redoes_only_what_depends_on_it(killed: Path, sources: Path, uninterrupted: Path):
-    story.run("retrain", killed, sources, *story.LOCAL, "stage2.phases.preference.iterations=3")
+def test_a_changed_phase_redoes_only_what_depends_on_it(killed: Path, sources: Path):
+    """Phase 4 is trained again on the phases before it; the videos and their evaluation are out of date."""
+    changed = (*SETTINGS, "stage2.phases.preference.iterations=3")
+    story.run("train stage2", killed, sources, *story.LOCAL, *changed)
     facts = story.last_run(killed)
-    redone = [name for name, record in facts["jobs"].items() if record["state"] == "done"]
-    assert redone == ["train_stage2", "generate", "evaluate"]
+    assert [name for name, record in facts["jobs"].items() if record["state"] == "done"] == ["train_stage2"]
     log = (killed / facts["jobs"]["train_stage2"]["log"]).read_text()
     assert "preference: starts" in log
     assert "mixed_patches: starts" not in log
     assert facts["outcome"] == "done"
     assert facts["peak_memory_bytes"] > 0
+    states = Workspace(killed).states(story.recipe_of(sources, *changed), JOB_NAMES)
+    assert [state.spec.name for state in states if state.state != "done"] == ["generate", "evaluate"]
