@@ -24,6 +24,7 @@ def protocol(**changes: object) -> VBenchProtocol:
         {"suite": "vbench"},
         {"re_encode": "1.024M"},
         {"re_encode": "crf23"},
+        {"repeatable": False},
         {"antialias": True},
         {"faithful": False},
         {"slow_fast": False},

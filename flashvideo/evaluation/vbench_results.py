@@ -1,0 +1,135 @@
+"""A whole VBench evaluation as one record: protocol, 16 dimensions with intervals, totals, problems, videos. Light."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from flashvideo.evaluation.aggregation import Part, Scored, dimension_score, video_parts
+from flashvideo.evaluation.confidence import bootstrap
+from flashvideo.evaluation.fusion import MappingTable
+from flashvideo.evaluation.protocol import VBenchProtocol
+from flashvideo.evaluation.results import Record
+from flashvideo.evaluation.score_store import VideoScore
+from flashvideo.evaluation.suite import Problem, VideoItem
+from flashvideo.evaluation.totals import DIMENSIONS, totals
+
+VBENCH_RESULTS_FILE = "vbench_results.json"
+
+
+class VideoValue(Record):
+    """One video in one dimension, 0-1."""
+
+    video: str
+    prompt: str
+    sample: int
+    value: float
+    clips: dict[str, float]
+    extras: dict[str, dict[str, Any]] = {}
+    """Clip -> the reference's further fields."""
+
+
+class DimensionOutcome(Record):
+    """One dimension, 0-1."""
+
+    dimension: str
+    score: float | None
+    """None: nothing could be scored; `reason` says why."""
+    low: float | None = None
+    high: float | None = None
+    """95 % bootstrap over prompts."""
+    metric: str = ""
+    """Rule version and networks."""
+    stand_in: bool = False
+    reason: str = ""
+    videos: tuple[VideoValue, ...] = ()
+
+
+class VBenchResults(Record):
+    """vbench_results.json."""
+
+    protocol: dict[str, Any]
+    """VBenchProtocol.described()."""
+    dimensions: tuple[DimensionOutcome, ...]
+    totals: dict[str, Any]
+    """flashvideo.evaluation.totals.Totals."""
+    intervals: dict[str, tuple[float, float]]
+    """Of total, quality and semantic, percent, where all 16 are there."""
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+
+    def of(self, dimension: str) -> DimensionOutcome:
+        return next(one for one in self.dimensions if one.dimension == dimension)
+
+
+def assemble(
+    protocol: VBenchProtocol,
+    items: Sequence[VideoItem],
+    stored: Callable[[VideoItem, str], VideoScore | None],
+    tables: Mapping[str, MappingTable],
+    absent: Mapping[str, str],
+    problems: Iterable[Problem] = (),
+) -> VBenchResults:
+    """Everything that the store holds for the items. `absent`: dimension -> why it was not scored at all."""
+    parts: dict[str, list[Part]] = {}
+    outcomes = []
+    found_problems = list(problems)
+    for name in DIMENSIONS:
+        scored = [Scored(item, score) for item in items if name in item.dimensions and (score := stored(item, name)) is not None]
+        if not scored:
+            reason = absent.get(name) or ("no video" if not any(name in item.dimensions for item in items) else "no video could be scored")
+            outcomes.append(DimensionOutcome(dimension=name, score=None, reason=reason))
+            continue
+        parts[name], more = video_parts(name, scored, protocol, tables)
+        found_problems += more
+        outcomes.append(_outcome(name, scored, parts[name]))
+    intervals = bootstrap(parts)
+    outcomes = [one.model_copy(update=_bounds(intervals.get(one.dimension))) for one in outcomes]
+    return VBenchResults(
+        protocol=protocol.described(),
+        dimensions=tuple(outcomes),
+        totals=asdict(totals({one.dimension: one.score for one in outcomes if one.score is not None})),
+        intervals={name: tuple(intervals[name]) for name in ("total", "quality", "semantic") if name in intervals},
+        problems=tuple(sorted(found_problems, key=lambda one: (one.kind, one.item, one.message))),
+        notes=tuple(_notes(protocol, outcomes)),
+    )
+
+
+def _outcome(name: str, scored: Sequence[Scored], parts: Sequence[Part]) -> DimensionOutcome:
+    extras = {one.item.name: {clip: score.extras for clip, score in one.score.clips.items() if score.extras} for one in scored}
+    score = dimension_score(parts)
+    videos = tuple(
+        VideoValue(video=part.video, prompt=part.prompt, sample=part.sample, value=part.value, clips=part.clips, extras=extras[part.video])
+        for part in parts
+    )
+    return DimensionOutcome(
+        dimension=name,
+        score=score,
+        metric=scored[0].score.metric,
+        stand_in=any(one.score.stand_in for one in scored),
+        reason="" if score is not None else "no video counts",
+        videos=videos,
+    )
+
+
+def _bounds(interval: tuple[float, float] | None) -> dict[str, float]:
+    return {} if interval is None or not all(map(math.isfinite, interval)) else {"low": interval[0], "high": interval[1]}
+
+
+def _notes(protocol: VBenchProtocol, outcomes: Sequence[DimensionOutcome]) -> list[str]:
+    missing = [one for one in outcomes if one.score is None]
+    fake = [one.dimension for one in outcomes if one.stand_in]
+    notes = []
+    if missing:
+        notes.append(f"{len(missing)} of {len(outcomes)} dimensions are missing, so there is no total; the reference would count them as 0")
+    if fake:
+        notes.append(f"STAND-IN networks scored {len(fake)} dimensions ({', '.join(fake)}): these numbers mean nothing")
+    if protocol.suite == "vbench_long" and protocol.re_encode == "none":
+        notes.append("clips are not written again before scoring: not comparable with published VBench-Long rows")
+    if not protocol.faithful:
+        notes.append("the reference's quirks are corrected: not comparable with published rows")
+    if protocol.antialias:
+        notes.append("resizing is antialiased where the reference's is not: not comparable with published rows")
+    return notes
