@@ -191,6 +191,20 @@ class OptimizerConfig(Settings):
     """4.2."""
 
 
+class SpikeConfig(Settings):
+    """What is done about a train_step whose loss or gradient is not finite, or whose loss is far above its like."""
+
+    policy: Literal["stop", "skip", "rewind"] = "stop"
+    """stop: all ranks stop and name the samples. skip: the train_step changes nothing. rewind: back to the newest
+    checkpoint, then past the train_steps from there to the fault."""
+    loss_factor: float | None = None
+    """A loss of more than so many times the median of `window` train_steps of its kind is a fault; None: only what is
+    not finite."""
+    window: int = Field(default=50, ge=1)
+    at_most: int = 10
+    """Faults of a phase that are skipped or rewound; one more stops the run."""
+
+
 class EngineConfig(Settings):
     """How a model is trained on the hardware: DeepSpeed ZeRO."""
 
@@ -213,6 +227,7 @@ class EngineConfig(Settings):
     max_restarts: int = 3
     """Times that Ray Train restarts the group from the last checkpoint before it gives up."""
     log_every: int = 10
+    spikes: SpikeConfig = SpikeConfig()
 
 
 class DiffusionConfig(Settings):

@@ -26,8 +26,21 @@ if TYPE_CHECKING:
     from flashvideo.training.engine import Ranks
     from pipelines.sample_lists import Release
 
-LOGISTICS = ("checkpoint_every", "keep_checkpoints", "max_restarts", "log_every", "cpus_per_rank", "gpus_per_rank", "torch_threads")
-"""Engine settings that do not change what is trained."""
+LOGISTICS = (
+    "checkpoint_every",
+    "keep_checkpoints",
+    "max_restarts",
+    "log_every",
+    "num_ranks",
+    "cpus_per_rank",
+    "gpus_per_rank",
+    "torch_threads",
+    "zero_stage",
+    "cpu_offload",
+    "activation_checkpointing",
+    "micro_batch_size",
+)
+"""Engine settings that do not change what is trained, but for rounding: a phase goes on where they change."""
 
 
 def run(context: JobContext) -> Report:

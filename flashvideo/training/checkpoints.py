@@ -35,6 +35,10 @@ class Checkpoint:
     """What the loop stored beside the engine's state."""
 
 
+class CheckpointError(RuntimeError):
+    """A checkpoint without which a run cannot end could not be written."""
+
+
 class Checkpoints:
     """The checkpoints of one run of the loop. Only rank 0 calls `commit`."""
 
@@ -70,6 +74,10 @@ class Checkpoints:
                 return Checkpoint(train_step, folders[train_step], facts)
             log.warning("checkpoint %s is damaged (%s); using the one before it", folders[train_step], problem)
         return None
+
+    def discard(self, train_step: int) -> None:
+        """Removes the part of an attempt that failed, so that its space is free again."""
+        shutil.rmtree(self.part(train_step), ignore_errors=True)
 
     def clear_parts(self) -> None:
         """Removes what interrupted attempts left."""

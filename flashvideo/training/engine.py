@@ -1,4 +1,4 @@
-"""DeepSpeed, and nothing of it anywhere else: ranks, ZeRO, mixed precision, clipping, optimizer state on disk.
+"""DeepSpeed, and nothing of it anywhere else: ranks, ZeRO, mixed precision, clipping, where the optimizer state lies.
 
 The loop sees ranks, a callable model, `backward`, `step`, `save`, `load`. On CPUs gloo carries the gradients, and no
 C++ extension is compiled at start: plain torch AdamW, and DeepSpeed's shared-memory collectives switched off (their
@@ -8,9 +8,9 @@ build takes half a minute).
 from __future__ import annotations
 
 import logging
+import math
 import os
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from flashvideo.config import EngineConfig, OptimizerConfig
 from flashvideo.models.transformer import CogVideoXTransformer
+from flashvideo.training.pieces import Piece, PieceError, PieceFolder, write_pieces
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -112,18 +113,16 @@ def _detach_deepspeed() -> None:
     groups._WORLD_GROUP = None
 
 
-@contextmanager
-def _without_muon() -> Iterator[None]:
-    """DeepSpeed asks whether the optimizer is its Muon, whose import compiles (4 s a rank). It takes ImportError for no."""
-    name = "deepspeed.runtime.zero.muon.muon_optimizer"
-    if name in sys.modules:
-        yield
-        return
-    sys.modules[name] = None  # type: ignore[assignment]
+def _import_muon_uncompiled() -> None:
+    """DeepSpeed's ZeRO imports its Muon optimizer, whose decorators start torch's compiler (4 s a rank). We train with AdamW."""
+    from deepspeed.runtime import compiler
+
+    right = compiler.compile
+    compiler.compile = lambda *args, **settings: lambda function: function
     try:
-        yield
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
     finally:
-        del sys.modules[name]
+        compiler.compile = right
 
 
 class Engine:
@@ -141,15 +140,18 @@ class Engine:
             trainable, lr=optimizer.learning_rate, betas=optimizer.betas, weight_decay=optimizer.weight_decay, foreach=True
         )
         numel = sum(parameter.numel() for parameter in trainable)
-        with _without_muon():
-            self._engine, *_ = deepspeed.initialize(
-                model=model,
-                model_parameters=trainable,
-                optimizer=adam,
-                config=deepspeed_config(config, optimizer.clip_grad_norm, ranks.size, numel),
-                dist_init_required=False,
-            )
+        _import_muon_uncompiled()
+        self._engine, *_ = deepspeed.initialize(
+            model=model,
+            model_parameters=trainable,
+            optimizer=adam,
+            config=deepspeed_config(config, optimizer.clip_grad_norm, ranks.size, numel),
+            dist_init_required=False,
+        )
         self._trainable = trainable
+        self._names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._adam = adam
+        self._updates = 0
 
     @property
     def model(self) -> nn.Module:
@@ -157,33 +159,127 @@ class Engine:
         module: nn.Module = self._engine
         return module
 
-    def backward(self, loss: Tensor, last: bool) -> None:
-        """Adds the gradients of a micro-batch's part of the global mean loss; `last` for the train_step's last one."""
+    @property
+    def _plain(self) -> bool:
+        """No wrapper of DeepSpeed around AdamW: it steps the parameters themselves."""
+        return self.config.zero_stage == 0 and self.config.precision == "fp32"
+
+    def backward(self, loss: Tensor, last: bool, discard: bool = False) -> None:
+        """Adds the gradients of a micro-batch's part of the global mean loss; `last` for the train_step's last one.
+
+        `discard`, with the last one, makes the whole gradient NaN, which `step` throws away at every ZeRO stage.
+        """
         self._engine.set_gradient_accumulation_boundary(last)
         # The mean over ranks is taken by DeepSpeed; the mean over micro-batches is in the loss already.
-        self._engine.backward(loss, scale_wrt_gas=False)
+        self._engine.backward(loss * math.nan if discard else loss, scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> float:
-        """One clipped AdamW step; returns the gradient norm before clipping."""
+        """One clipped AdamW step; returns the gradient norm before clipping.
+
+        A gradient that is not finite is thrown away: nothing changes, and the norm is infinite, on every rank.
+        """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        plain = self.config.zero_stage == 0 and self.config.precision == "fp32"  # no wrapper that measures the norm
-        own_norm = nn.utils.get_total_norm([p.grad for p in self._trainable if p.grad is not None]) if plain else None
-        self._engine.step()
-        norm = own_norm if own_norm is not None else self._engine.get_global_grad_norm()
-        if norm is None:
-            raise RuntimeError(f"DeepSpeed gave no gradient norm at ZeRO stage {self.config.zero_stage}")
-        return float(norm)
+        if self._plain:
+            norm = float(nn.utils.get_total_norm([p.grad for p in self._trainable if p.grad is not None]))
+            if not math.isfinite(norm):
+                self._engine.zero_grad()
+                return math.inf
+            self._engine.step()
+        else:
+            self._engine.step()
+            if not self._engine.was_step_applied():  # DeepSpeed leaves out the step of a norm that is not finite
+                return math.inf
+            measured = self._engine.get_global_grad_norm()
+            if measured is None:
+                raise RuntimeError(f"DeepSpeed gave no gradient norm at ZeRO stage {self.config.zero_stage}")
+            norm = float(measured)
+        self._updates += 1
+        return norm
 
     def save(self, folder: Path) -> None:
-        """Every rank writes its part of weights (trained ones only) and optimizer state into the folder."""
-        self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False, exclude_frozen_parameters=True)
+        """Every rank writes the pieces of weights (trained ones only) and optimizer state that it holds. Raises OSError."""
+        repeated = self.config.zero_stage == 0 and not self.ranks.is_first
+        own = [] if repeated else self._pieces()
+        write_pieces(folder, self.ranks.rank, own, self._updates)
 
     def load(self, folder: Path) -> None:
-        """The state that `save` wrote with the same number of ranks and ZeRO stage."""
-        path, _ = self._engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=False)
-        if path is None:
-            raise RuntimeError(f"checkpoint {folder} could not be loaded")
+        """The state that `save` wrote, with any number of ranks and at any ZeRO stage. Raises PieceError."""
+        stored = PieceFolder(folder)
+        if stored.names("weight") != set(self._names.values()):
+            different = sorted(stored.names("weight") ^ set(self._names.values()))
+            raise PieceError(f"checkpoint {folder} holds other weights than the model trains, e.g. {different[0]}")
+        for piece in self._pieces():
+            stored.fill(piece)
+        self._updates = stored.updates
+        for master in self._masters():
+            self._adam.state[master]["step"].fill_(self._updates)
+        self._take_over_masters()
+
+    def _masters(self) -> Sequence[Tensor]:
+        """The fp32 tensors that AdamW steps: this rank's flat partitions, or (ZeRO 0) one a parameter, the same on every rank."""
+        if self._plain:
+            return self._trainable
+        wrapped = self._engine.optimizer
+        if self.config.zero_stage == 0:
+            (copies,) = wrapped.fp32_groups
+            return list(copies)
+        # ZeRO 1 and 2; ZeRO 1 in bf16; ZeRO 3
+        names = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_partitioned_groups_flat")
+        masters: Sequence[Tensor] = next(getattr(wrapped, name) for name in names if hasattr(wrapped, name))
+        return masters
+
+    def _pieces(self) -> list[Piece]:
+        """Views of this rank's weights and optimizer state, parameter by parameter."""
+        masters = self._masters()
+        kinds = [{"weight": master.data, **self._moments(master)} for master in masters]
+        pieces = []
+        for place, parameter in enumerate(self._trainable):
+            run = self._run(parameter, place)
+            if run is not None:
+                number, offset, start, count = run
+                views = {kind: tensor.view(-1).narrow(0, offset, count) for kind, tensor in kinds[number].items()}
+                pieces.append(Piece(self._names[id(parameter)], start, views))
+        return pieces
+
+    def _moments(self, master: Tensor) -> dict[str, Tensor]:
+        """AdamW's two moments of a master; made where it has not stepped yet, as it makes them."""
+        state = self._adam.state[master]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(master), torch.zeros_like(master)
+        return {"exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
+
+    def _run(self, parameter: nn.Parameter, place: int) -> tuple[int, int, int, int] | None:
+        """(number of the master, offset in it, first element of the parameter, count) of what this rank holds of it."""
+        if self.config.zero_stage == 0:
+            return place, 0, 0, parameter.numel()
+        if self.config.zero_stage == 3:
+            wrapped = self._engine.optimizer
+            number, offset, length = wrapped.grad_position[wrapped.get_param_id(parameter)]
+            start = self.ranks.rank * length
+            count = min(length, parameter.ds_numel - start)  # type: ignore[attr-defined]
+            return (number, offset, start, count) if count > 0 else None
+        mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+        if mapping is None:
+            return None
+        inside, own = mapping.hp_fragment_address, mapping.lp_fragment_address
+        return mapping.param_group_index, inside.start, own.start, own.numel
+
+    def _take_over_masters(self) -> None:
+        """Makes the model's weights those of the masters, on every rank."""
+        wrapped = self._engine.optimizer
+        if self.config.zero_stage == 3:
+            wrapped._partition_all_parameters()
+            for number in range(len(wrapped.fp16_groups)):
+                wrapped._reassign_or_swap_out_partitioned_parameters(number)
+            if wrapped.persistent_parameters:
+                wrapped.persistent_parameters[0].all_gather(wrapped.persistent_parameters)
+        elif self.config.zero_stage > 0:
+            wrapped.update_lp_params()
+        elif not self._plain:
+            for parameter, master in zip(self._trainable, self._masters(), strict=True):
+                parameter.data.copy_(master.data)
 
     @contextmanager
     def whole_model(self) -> Iterator[nn.Module]:

@@ -1,8 +1,8 @@
 """The one training loop of both stages: batches -> objective -> backward -> step, checkpointed and resumable.
 
 What differs between stages and phases comes in: the objective at a train_step, the batches, the settings. All that a
-train_step draws is derived from its number (training/batches.py), so a checkpoint is weights, optimizer state and
-that number, and a resumed run makes the same losses and weights as an uninterrupted one.
+train_step draws is derived from its number (training/batches.py), so a checkpoint is weights, optimizer state, that
+number and what is known of faults, and a resumed run makes the same losses and weights as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -20,18 +20,15 @@ from torch import Tensor
 from flashvideo.config import EngineConfig, OptimizerConfig
 from flashvideo.objectives.batch import Objective
 from flashvideo.training.batches import BatchReader
-from flashvideo.training.checkpoints import Checkpoint, Checkpoints
+from flashvideo.training.checkpoints import Checkpoint, CheckpointError, Checkpoints
 from flashvideo.training.engine import Engine
+from flashvideo.training.faults import FaultGuard, TrainingFault
 from flashvideo.training.metrics import LossLog, StepRecord
 
 log = logging.getLogger("flashvideo")
 
 Progress = Callable[[int, int, str, str], None]
 """(done, total, unit, note)."""
-
-
-class NonFiniteLossError(RuntimeError):
-    """A loss is NaN or infinite; the message names the samples."""
 
 
 @dataclass(frozen=True)
@@ -60,88 +57,138 @@ class Loop:
     def run(self, engine: Engine, progress: Progress) -> None:
         """Trains from the newest checkpoint, or from the engine's present state, to the last train_step, and saves it.
 
-        Raises NonFiniteLossError on every rank.
+        Raises TrainingFault on every rank, as `engine.spikes` says; CheckpointError where the last one cannot be written.
         """
         ranks = engine.ranks
-        first = self._resume(engine)
-        losses = LossLog(self.folder / "losses.jsonl")
+        train_step, guard = self._resume(engine)
+        losses, faults = LossLog(self.folder / "losses.jsonl"), LossLog(self.folder / "faults.jsonl")
         if ranks.is_first:
-            losses.resume(first)
-        for train_step in range(first, self.iterations):
-            record = self._train_step(engine, train_step)
+            losses.resume(train_step)
+            faults.resume(train_step)
+        while train_step < self.iterations:
+            outcome = None if train_step in guard.left_out else self._train_step(engine, train_step, guard)
             done = train_step + 1
+            if isinstance(outcome, TrainingFault):
+                if ranks.is_first:
+                    self._say(f"train_step {done}, {self.config.spikes.policy}: {outcome}")
+                    faults.append({"train_step": done, "policy": self.config.spikes.policy, "fault": str(outcome)})
+                if self.config.spikes.policy == "rewind":
+                    train_step = self._rewind(engine, guard, train_step)
+                    if ranks.is_first:
+                        losses.resume(train_step)
+                    continue
             if ranks.is_first:
-                if done % self.config.log_every == 0 or done == self.iterations:
-                    losses.append(record)
-                progress(done, self.iterations, "train_steps", f"{self.phase}, loss {record.loss:.4f}")
+                note = "left out"
+                if isinstance(outcome, StepRecord):
+                    note = f"loss {outcome.loss:.4f}"
+                    if done % self.config.log_every == 0 or done == self.iterations:
+                        losses.append(asdict(outcome))
+                progress(done, self.iterations, "train_steps", f"{self.phase}, {note}")
             if done % self.config.checkpoint_every == 0 or done == self.iterations:
-                self._save(engine, done)
+                self._save(engine, done, guard)
+            train_step = done
 
-    def _resume(self, engine: Engine) -> int:
-        """Loads the newest checkpoint, the same on every rank; returns the train_steps done."""
+    def _resume(self, engine: Engine) -> tuple[int, FaultGuard]:
+        """Loads the newest checkpoint, the same on every rank; returns the train_steps done and what is known of faults."""
         ranks = engine.ranks
-        newest = None
         if ranks.is_first:
             self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
             self.checkpoints.clear_parts()
-            newest = self.newest()
-        newest = ranks.gather(newest)[0]
+        newest = self._load_newest(engine)
         if newest is None:
             if ranks.is_first:
                 self._say("starts")
-            return 0
-        engine.load(newest.folder)
+            guard = FaultGuard(self.config.spikes)
+            if self.config.spikes.policy == "rewind":  # a fault before the first checkpoint must find one
+                self._save(engine, 0, guard)
+            return 0, guard
         if ranks.is_first:
             self._say(f"goes on after train_step {newest.train_step} of {self.iterations}")
-        train_step: int = newest.train_step
-        return train_step
+        return newest.train_step, FaultGuard(self.config.spikes, newest.facts["faults"])
+
+    def _load_newest(self, engine: Engine) -> Checkpoint | None:
+        """The newest whole checkpoint, loaded; rank 0 chooses."""
+        newest: Checkpoint | None = engine.ranks.gather(self.newest() if engine.ranks.is_first else None)[0]
+        if newest is not None:
+            engine.load(newest.folder)
+        return newest
+
+    def _rewind(self, engine: Engine, guard: FaultGuard, train_step: int) -> int:
+        """Back to the newest checkpoint, from which on everything up to the fault is left out; returns where to go on."""
+        newest = self._load_newest(engine)
+        if newest is None:
+            raise CheckpointError(f"{self._name}: no whole checkpoint in {self.checkpoints.folder} to rewind to")
+        guard.rewind(newest.facts["faults"], range(newest.train_step, train_step + 1))
+        return newest.train_step
+
+    @property
+    def _name(self) -> str:
+        return f"Stage {'I' * self.stage}, {self.phase}"
 
     def _say(self, what: str) -> None:
-        log.info("Stage %s, %s: %s", "I" * self.stage, self.phase, what)
+        log.info("%s: %s", self._name, what)
 
-    def _save(self, engine: Engine, done: int) -> None:
-        checkpoints = self.checkpoints
-        engine.save(checkpoints.part(done))
-        if engine.ranks.is_first:
-            checkpoints.commit(done, {"stage": self.stage, "phase": self.phase, "num_ranks": engine.ranks.size})
-        engine.ranks.barrier()
+    def _save(self, engine: Engine, done: int, guard: FaultGuard) -> None:
+        """A checkpoint; one that the disk does not take is left out, the one before it stays. Raises CheckpointError for the last."""
+        checkpoints, ranks = self.checkpoints, engine.ranks
+        problems = [problem for problem in ranks.gather(_os_error(lambda: engine.save(checkpoints.part(done)))) if problem]
+        if not problems and ranks.is_first:
+            facts = {"stage": self.stage, "phase": self.phase, "num_ranks": ranks.size, "faults": guard.state()}
+            problems = [_os_error(lambda: checkpoints.commit(done, facts))]
+        problem = ranks.gather(problems[0] if problems else None)[0]
+        if problem is None:
+            return
+        if ranks.is_first:
+            checkpoints.discard(done)
+        said = f"{self._name}: the checkpoint of train_step {done} could not be written to {checkpoints.folder} ({problem})"
+        if done == self.iterations:
+            raise CheckpointError(f"{said}; free space there and relaunch: the run goes on from the one before it")
+        if ranks.is_first:
+            kept = self.newest()
+            stays = "there is none before it" if kept is None else f"that of train_step {kept.train_step} is kept"
+            log.warning("%s; %s, training goes on; free space there", said, stays)
 
-    def _train_step(self, engine: Engine, train_step: int) -> StepRecord:
+    def _train_step(self, engine: Engine, train_step: int, guard: FaultGuard) -> StepRecord | TrainingFault:
+        """One train_step; a fault changes neither weights nor optimizer state. Raises it as the guard says."""
         begin = time.monotonic()
         batches = self.reader.micro_batches(train_step)
         waited = time.monotonic() - begin
-        objective = self.objective_at(train_step)
+        objective, modality = self.objective_at(train_step), self.reader.order.modality(train_step)
+        ids = self.reader.sample_ids(train_step)
+        where = f"{self._name}, train_step {train_step + 1}"
         per_sample: list[Tensor] = []
+        fault = None
         for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
             loss = objective.losses(engine.model, batch.to(engine.ranks.device, engine.dtype))
             per_sample.append(loss.detach().float())
-            engine.backward(loss.mean() / len(batches), last=number == len(batches) - 1)
-        everyone = engine.ranks.gather_equal(torch.cat(per_sample))
-        self._check_finite(everyone, train_step)
+            if last:
+                everyone = engine.ranks.gather_equal(torch.cat(per_sample))
+                fault = guard.of_losses(everyone, ids, modality)
+                if fault is not None:
+                    guard.count(fault, where)
+            engine.backward(loss.mean() / len(batches), last, discard=fault is not None)
         learning_rate = scheduled_rate(self.optimizer, train_step, self.iterations)
         grad_norm = engine.step(learning_rate)
-        return StepRecord(
-            self.stage,
-            self.phase,
-            train_step + 1,
-            everyone.mean().item(),
-            grad_norm,
-            learning_rate,
-            time.monotonic() - begin,
-            waited,
-            self.reader.order.modality(train_step),
-        )
+        if fault is None:
+            fault = guard.of_gradient(grad_norm, ids)
+            if fault is not None:
+                guard.count(fault, where)
+        if fault is not None:
+            return fault
+        mean = everyone.mean().item()
+        guard.accept(mean, modality)
+        seconds = time.monotonic() - begin
+        return StepRecord(self.stage, self.phase, train_step + 1, mean, grad_norm, learning_rate, seconds, waited, modality)
 
-    def _check_finite(self, losses: Tensor, train_step: int) -> None:
-        """`losses`: per sample, by place in the global batch, all ranks'."""
-        bad = (~torch.isfinite(losses)).nonzero().flatten().tolist()
-        if bad:
-            ids = self.reader.sample_ids(train_step)
-            named = ", ".join(f"{ids[place]} ({losses[place].item()})" for place in bad[:8])
-            raise NonFiniteLossError(
-                f"Stage {'I' * self.stage}, {self.phase}, train_step {train_step + 1}: {len(bad)} of {len(ids)} losses are not finite: "
-                f"{named}. Look at these samples, or lower optimizer.learning_rate"
-            )
+
+def _os_error(act: Callable[[], object]) -> str | None:
+    """The operating system's error of doing that, as text, or None."""
+    try:
+        act()
+    except OSError as error:
+        return str(error)
+    return None
 
 
 def scheduled_rate(optimizer: OptimizerConfig, train_step: int, iterations: int) -> float:

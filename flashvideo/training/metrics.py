@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class StepRecord:
 
 
 class LossLog:
-    """losses.jsonl of one run of the loop; resuming cuts the lines after the checkpoint."""
+    """losses.jsonl or faults.jsonl of one run of the loop; resuming cuts the lines after the checkpoint."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,9 +47,9 @@ class LossLog:
         kept = [json.dumps(record) for record in read_losses(self.path) if record["train_step"] <= train_step]
         write_lines(self.path, kept)
 
-    def append(self, record: StepRecord) -> None:
+    def append(self, record: Mapping[str, Any]) -> None:
         with open(self.path, "a") as file:
-            file.write(json.dumps(asdict(record)) + "\n")
+            file.write(json.dumps(record) + "\n")
 
 
 def read_losses(path: Path) -> list[dict[str, Any]]:

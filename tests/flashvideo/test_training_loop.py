@@ -1,38 +1,20 @@
-"""The loop under DeepSpeed on CPU ranks: exact resume after kill -9, equal losses for any number of ranks."""
+"""The loop under DeepSpeed on one CPU rank: exact resume, equal losses at every ZeRO stage. More ranks: test_training_resume.py."""
 
-import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tiny_training import engine_config, run_rank
+from tiny_training import loss_lines as losses
+from tiny_training import weight_digests as weights
 
 from flashvideo.config import OptimizerConfig
-from flashvideo.training.loop import NonFiniteLossError, scheduled_rate
+from flashvideo.training.loop import scheduled_rate
 from flashvideo.training.metrics import LossLog, read_losses, write_lines
-
-SCRIPT = Path(__file__).parent / "tiny_training.py"
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class Interrupted(Exception):
     pass
-
-
-def losses(folder: Path, *phases: str) -> list[tuple[Any, ...]]:
-    """What must be equal of every line; the seconds may differ."""
-    keys = ("stage", "phase", "train_step", "loss", "grad_norm", "learning_rate", "modality")
-    files = [folder / phase / "losses.jsonl" for phase in phases] or [folder / "losses.jsonl"]
-    return [tuple(line[key] for key in keys) for path in files for line in read_losses(path)]
-
-
-def weights(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
 @pytest.fixture(scope="module")
@@ -41,49 +23,6 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted")
     run_rank(2, folder, engine_config(1, 2), folder / "meeting")
     return folder
-
-
-def start_two_ranks(folder: Path, meeting: Path, *options: str) -> list[subprocess.Popen[str]]:
-    command = [sys.executable, str(SCRIPT), str(folder), str(meeting), "--ranks", "2", *options]
-    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{SCRIPT.parent}"}
-    return [
-        subprocess.Popen(
-            [*command, "--rank", str(rank)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY
-        )
-        for rank in range(2)
-    ]
-
-
-def finish(processes: list[subprocess.Popen[str]]) -> list[str]:
-    return [process.communicate(timeout=300)[0] for process in processes]
-
-
-def test_a_run_killed_with_signal_9_ends_in_the_same_losses_and_weights(tmp_path: Path, uninterrupted: Path) -> None:
-    """Two ranks, killed in the second phase after its checkpoint at train_step 4; then the same command again."""
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    killed.mkdir(), whole.mkdir()
-    victims = start_two_ranks(killed, tmp_path / "first")
-    assert victims[0].stdout is not None
-    for line in victims[0].stdout:
-        if line.startswith("11/12"):  # 6 of phase images, 5 of phase mixed
-            break
-    for victim in victims:
-        victim.send_signal(signal.SIGKILL)
-    finish(victims)
-    assert (killed / "images" / "phase.json").is_file() and not (killed / "mixed" / "phase.json").exists()
-    again = start_two_ranks(killed, tmp_path / "second")
-    output = finish(again)
-    assert [process.returncode for process in again] == [0, 0], output
-    assert not any(line.startswith("6/12") for line in output[0].splitlines())  # phase images is not done again
-    assert any(line.startswith("11/12") for line in output[0].splitlines())
-    reference = start_two_ranks(whole, tmp_path / "third")
-    output = finish(reference)
-    assert [process.returncode for process in reference] == [0, 0], output
-    assert losses(killed, "images", "mixed") == losses(whole, "images", "mixed")
-    assert weights(killed / "stage2") == weights(whole / "stage2")
-    assert (killed / "validation.json").read_text() == (whole / "validation.json").read_text()
-    two, one = losses(whole, "images", "mixed"), losses(uninterrupted, "images", "mixed")
-    assert [line[3] for line in two] == pytest.approx([line[3] for line in one], rel=1e-5)  # and two ranks train as one does
 
 
 @pytest.mark.parametrize("train_step", [2, 4, 9])
@@ -139,11 +78,6 @@ def test_stage1_trains_only_the_adapter_and_resumes_exactly_in_bf16(tmp_path: Pa
     assert sorted(weights(whole / "stage1")) == ["adapter_config.json", "adapter_model.safetensors", "base.json"]
     validation = json.loads((whole / "validation.json").read_text())
     assert validation["after"] < validation["before"] and validation["samples"] == 3
-
-
-def test_a_loss_that_is_not_finite_stops_with_the_samples(tmp_path: Path) -> None:
-    with pytest.raises(NonFiniteLossError, match=r"image-3 \(nan\)"):
-        run_rank(2, tmp_path, engine_config(1, 2), tmp_path / "meeting", poisoned=True)
 
 
 def test_the_learning_rate_warms_up_and_stays_or_falls() -> None:
