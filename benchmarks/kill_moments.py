@@ -27,24 +27,24 @@ import whole_story as story
 from orchestration.processes import leftovers
 from pipelines.plan import JOB_NAMES
 
-UNITS = {"score": ("rows",), "train_stage1": ("train_steps",), "train_stage2": ("phases", "train_steps"), "generate": ("prompts",)}
+UNITS = {"score": ("row",), "train_stage1": ("train_step",), "train_stage2": ("phase", "train_step"), "generate": ("prompt",)}
 """What `Launch.kept` and `Launch.found` count."""
 ENDING_S = 20.0
 """So long a process of the finished run may take to end."""
 
 
 def amount(job: str, counts: tuple[int, ...] | None) -> str:
-    """E.g. "1 phases, 3 train_steps"; "-" where the job did not end in that launch."""
-    return "-" if counts is None else ", ".join(f"{count} {unit}" for count, unit in zip(counts, UNITS[job], strict=True))
+    """E.g. "1 phase, 3 train_steps"; "-" where the job did not end in that launch."""
+    return "-" if counts is None else ", ".join(f"{n} {unit}{'s' * (n != 1)}" for n, unit in zip(counts, UNITS[job], strict=True))
 
 
 def kill_rows(launches: Sequence[story.Launch]) -> list[list[str]]:
     """One row a kill, and what the launch after it did."""
-    rows = [["moment", "job", "jobs finished", "progress", "kept of the job", "alive", "next launch ran", "it found", "wall s"]]
+    rows = [["moment", "job", "jobs finished", "progress", "kept of the job", "alive", "next launch ran", "it found", "its wall s"]]
     for launch, after in itertools.pairwise(launches):
         assert launch.moment is not None
         job = story.MOMENTS[launch.moment].job
-        ran = f"{after.ran[0]} .. {after.ran[-1]} ({len(after.ran)})" if after.ran else "killed in the same job"
+        ran = " .. ".join(dict.fromkeys((after.ran[0], after.ran[-1]))) if after.ran else "none"
         rows.append(
             [launch.moment, job, str(len(launch.finished)), launch.seen, amount(job, launch.kept), str(launch.survivors)]
             + [ran, amount(job, after.found.get(job)), f"{after.wall_s:.0f}"]
