@@ -10,11 +10,7 @@ import pytest
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
-LONGEST_FIRST = (
-    "tests/test_retrain_debug.py",
-    "tests/orchestration/test_deployments.py",
-    "tests/flashvideo/test_training_loop.py",
-)
+LONGEST_FIRST = ("tests/test_retrain_debug.py", "tests/orchestration/test_deployments.py")
 """Files of a minute and more, in the order in which they start: one that starts last is a tail on one core."""
 
 
