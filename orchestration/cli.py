@@ -236,6 +236,18 @@ def totals(
     raise typer.Exit(subprocess.call([sys.executable, "-m", "flashvideo.evaluation.totals", str(file), "--format", format]))
 
 
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
+def vbench(context: typer.Context) -> None:
+    """Score a folder of videos under VBench or VBench-Long; `flashvideo vbench --help` has the options.
+
+    \b
+    flashvideo vbench videos --prompts VBench_full_info.json --out scores --dry-run
+    """
+    import subprocess
+
+    raise typer.Exit(subprocess.call([sys.executable, "-m", "flashvideo.evaluation.vbench", *context.args]))
+
+
 @app.command()
 def evaluate(
     recipe: RecipeOption = None,

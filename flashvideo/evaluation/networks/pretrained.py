@@ -155,24 +155,39 @@ def load_networks(folder: Path, device: torch.device | None = None) -> Networks:
 
     Raises ValueError for a file that is there and does not fit.
     """
-    builders: dict[str, tuple[tuple[Weights, ...], Callable[[], Any]]] = {
-        "flow": ((RAFT,), lambda: _raft(folder, device)),
-        "dino": ((DINO,), lambda: _dino(folder, device)),
-        "clip_b": ((CLIP_B,), lambda: _clip(folder / CLIP_B.name, device)),
-        "clip_l": ((CLIP_L,), lambda: _clip(folder / CLIP_L.name, device)),
-        "aesthetic": ((AESTHETIC,), lambda: _aesthetic(folder, device)),
-        "quality": ((MUSIQ,), lambda: _musiq(folder, device)),
-        "dinov2": ((DINOV2,), lambda: _dinov2(folder, device)),
+    builders: dict[str, Callable[[], Any]] = {
+        "flow": lambda: _raft(folder, device),
+        "dino": lambda: _dino(folder, device),
+        "clip_b": lambda: _clip(folder / CLIP_B.name, device),
+        "clip_l": lambda: _clip(folder / CLIP_L.name, device),
+        "aesthetic": lambda: _aesthetic(folder, device),
+        "quality": lambda: _musiq(folder, device),
+        "dinov2": lambda: _dinov2(folder, device),
     }
-    built: dict[str, Any] = {}
+    absent = missing_weights(folder)
+    return Networks(**{field: build() for field, build in builders.items() if field not in absent}, absent=absent)
+
+
+WANTED: dict[str, tuple[Weights, ...]] = {
+    "flow": (RAFT,),
+    "dino": (DINO,),
+    "clip_b": (CLIP_B,),
+    "clip_l": (CLIP_L,),
+    "aesthetic": (AESTHETIC,),
+    "quality": (MUSIQ,),
+    "dinov2": (DINOV2,),
+}
+"""Files of each network, by field of Networks."""
+
+
+def missing_weights(folder: Path) -> dict[str, str]:
+    """Field of Networks -> what is missing and where it comes from. Loads nothing."""
     absent = dict(NOT_IN_A_LIBRARY)
-    for field, (wanted, build) in builders.items():
+    for field, wanted in WANTED.items():
         lacking = [one for one in wanted if not (folder / one.name).exists()]
         if lacking:
             absent[field] = "; ".join(f"{folder / one.name} is missing ({one.origin})" for one in lacking)
-        else:
-            built[field] = build()
-    return Networks(**built, absent=absent)
+    return absent
 
 
 def _state(path: Path) -> dict[str, torch.Tensor]:

@@ -1,0 +1,116 @@
+"""What an evaluation will do, before a network is loaded: videos, clips, passes through each network, memory. Light."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flashvideo.evaluation.clip_plan import ClipSpan, clip_seconds, plan_clips
+from flashvideo.evaluation.protocol import VBenchProtocol
+from flashvideo.evaluation.suite import Problem, VideoItem
+from flashvideo.evaluation.video_frames import VideoFacts, probe
+from flashvideo.video_files import VideoFileError
+
+CHOSEN_FRAMES = {
+    "object_class": 16,
+    "multiple_objects": 16,
+    "color": 16,
+    "spatial_relationship": 16,
+    "scene": 16,
+    "human_action": 1,
+    "temporal_style": 1,
+    "overall_consistency": 1,
+}
+"""Passes through the network a clip; the other dimensions look at every frame, or at pairs."""
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What was found and what is to come."""
+
+    videos: int
+    frames: int
+    sizes: dict[str, int]
+    """ "1920x1080, 8 frames/s, 49 frames" -> videos."""
+    clips: dict[int, int]
+    """Clips a video -> videos."""
+    passes: dict[str, int]
+    """Dimension -> frames, pairs or clips through its network."""
+    peak_bytes: int
+    """Of pixels held at once, without networks: the chosen frames of the largest video, and two frames a dimension."""
+    problems: tuple[Problem, ...]
+
+    def lines(self) -> list[str]:
+        """As text."""
+        text = [f"{self.videos} videos, {self.frames} frames"]
+        text += [f"  {count:>6} x {size}" for size, count in sorted(self.sizes.items())]
+        text += [f"  {count:>6} videos of {clips} clip{'s' if clips != 1 else ''}" for clips, count in sorted(self.clips.items())]
+        text += [f"  {name:<24}{count:>10} passes" for name, count in self.passes.items()]
+        text.append(f"  pixels held at once: {self.peak_bytes / 2**20:.0f} MiB at most, networks apart")
+        kinds = Counter(problem.kind for problem in self.problems)
+        text += [f"  {count:>6} problems: {kind}" for kind, count in sorted(kinds.items())]
+        return text
+
+
+def look(items: Sequence[VideoItem], protocol: VBenchProtocol, expected_frames: int | None = None) -> Preflight:
+    """Probes every video (no decoding). Unreadable ones, and other lengths than the most common, are problems."""
+    facts: list[tuple[VideoItem, VideoFacts]] = []
+    problems: list[Problem] = []
+    for item in items:
+        try:
+            facts.append((item, probe(item.path)))
+        except VideoFileError as error:
+            problems.append(Problem(kind="unreadable", item=item.path.name, message=str(error)))
+    usual = expected_frames or (Counter(found.frames for _, found in facts).most_common(1)[0][0] if facts else 0)
+    for item, found in facts:
+        if found.frames != usual:
+            message = f"{item.path.name} has {found.frames} frames, {'expected are' if expected_frames else 'most have'} {usual}"
+            problems.append(Problem(kind="frames", item=item.path.name, message=message, fatal=expected_frames is not None))
+    sizes: Counter[str] = Counter()
+    clips: Counter[int] = Counter()
+    passes: Counter[str] = Counter()
+    peak = 0
+    for item, found in facts:
+        if expected_frames is not None and found.frames != expected_frames:
+            continue
+        spans = _spans(item, found, protocol)
+        sizes[f"{found.width}x{found.height}, {found.frame_rate_hz:g} frames/s, {found.frames} frames"] += 1
+        clips[len(spans)] += 1
+        for name in item.dimensions:
+            passes[name] += sum(_passes(name, span.frames, found.frame_rate_hz, protocol) for span in spans)
+        peak = max(peak, _peak_bytes(item, found, protocol))
+    return Preflight(
+        videos=sum(clips.values()),
+        frames=sum(found.frames for item, found in facts if expected_frames in (None, found.frames)),
+        sizes=dict(sizes),
+        clips=dict(clips),
+        passes=dict(sorted(passes.items())),
+        peak_bytes=peak,
+        problems=tuple(problems),
+    )
+
+
+def _spans(item: VideoItem, facts: VideoFacts, protocol: VBenchProtocol) -> tuple[ClipSpan, ...]:
+    if protocol.suite == "vbench":
+        return (ClipSpan("full", 0, facts.frames),)
+    return plan_clips(facts.frames, facts.frame_rate_hz, clip_seconds(item.prompt.dimensions), protocol.faithful)
+
+
+def _passes(dimension: str, frames: int, frame_rate_hz: float, protocol: VBenchProtocol) -> int:
+    if dimension == "dynamic_degree":
+        return max(0, len(range(0, frames, max(1, round(frame_rate_hz / 8)))) - 1)
+    if dimension == "temporal_flickering":  # the static filter's pairs, and both ends both ways
+        return frames + 1 if protocol.static_filter else 0
+    if dimension == "motion_smoothness":
+        return (frames - 1) // 2
+    return CHOSEN_FRAMES.get(dimension, frames)
+
+
+def _peak_bytes(item: VideoItem, facts: VideoFacts, protocol: VBenchProtocol) -> int:
+    frame = facts.height * facts.width * 3
+    floats = 4 * frame
+    chosen = max((CHOSEN_FRAMES.get(name, 0) for name in item.dimensions), default=0)
+    held = 2 * frame * len(item.dimensions) + (min(chosen, 16) * floats if chosen > 1 else 0) + 4 * floats
+    overlapping = 2 if protocol.suite == "vbench_long" else 1
+    return held * overlapping

@@ -1,0 +1,229 @@
+"""Command `flashvideo vbench`: a folder of videos and their prompts -> vbench_results.json and VBench's own files.
+
+Exit code 0 (bad videos are named and counted), 1 with --strict where a video could not be scored, 2 a user's mistake.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from flashvideo.evaluation.fusion import TABLE_FILES, read_mapping_tables
+from flashvideo.evaluation.preflight import look
+from flashvideo.evaluation.protocol import VBenchProtocol, file_sha256
+from flashvideo.evaluation.suite import Problem, Suite, SuiteError, find_videos, read_prompts
+from flashvideo.evaluation.totals import DIMENSIONS
+
+if TYPE_CHECKING:
+    from flashvideo.evaluation.networks.interfaces import Networks
+    from flashvideo.evaluation.vbench_results import VBenchResults
+
+SHOWN_PROBLEMS = 20
+NO_WEIGHTS = Path("WEIGHTS")
+"""Stands for the folder in messages where none was given."""
+
+
+class VBenchMistake(ValueError):
+    """A wrong option or input; one clear line."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Help that begins as the other commands' does."""
+
+    def format_help(self) -> str:
+        return super().format_help().replace("usage:", "Usage:", 1)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    made = _Parser(prog="flashvideo vbench", description="Score a folder of videos under VBench or VBench-Long")
+    made.add_argument("videos", type=Path, help="folder of {prompt}-{index}.mp4, or of VBench's dimension folders")
+    made.add_argument("--prompts", type=Path, required=True, help="VBench_full_info.json, or a list of such entries for videos of your own")
+    made.add_argument("--out", type=Path, required=True, help="results and stored scores; the same folder goes on where it stopped")
+    made.add_argument("--suite", choices=("vbench", "vbench_long"), default="vbench_long")
+    made.add_argument("--re-encode", choices=("none", "1.024M", "crf23"), default="none", help="vbench_long: write each clip again first")
+    made.add_argument("--antialias", action="store_true", help="antialiased resizing (the reference has none)")
+    made.add_argument("--corrected", action="store_true", help="without the reference's quirks")
+    made.add_argument("--no-slow-fast", action="store_true", help="vbench_long without fusion across clips")
+    made.add_argument("--no-static-filter", action="store_true", help="temporal flickering on all videos")
+    made.add_argument("--sampled-from", type=Path, help="file of the prompts that the videos were made from; default: --prompts")
+    made.add_argument("--long-prompts", action="store_true", help="--sampled-from is the long list")
+    made.add_argument("--dimensions", help="with commas between; default: all 16")
+    made.add_argument("--samples", type=int, default=5, help="videos that a prompt should have")
+    made.add_argument("--frames", type=int, help="frames that every video must have; others are left out")
+    made.add_argument("--weights", type=Path, help="folder of the networks' weights")
+    made.add_argument("--vbench-data", type=Path, help="folder with VBench-Long's mapping tables (vbench2_beta_long/configs)")
+    made.add_argument(
+        "--stand-ins", action="store_true", help="closed-form stand-ins for the networks that are absent; marked in the results"
+    )
+    made.add_argument("--device", default="cpu")
+    made.add_argument(
+        "--shard", default="0/1", metavar="I/N", help="score only every N-th video from I on; the last to end sees all scores"
+    )
+    made.add_argument("--strict", action="store_true", help="exit code 1 where a video could not be scored")
+    made.add_argument("--dry-run", action="store_true", help="only look: videos, clips, cost, what is missing")
+    return made
+
+
+def protocol_of(options: argparse.Namespace) -> VBenchProtocol:
+    """Raises VBenchMistake for options that contradict each other."""
+    listed = options.sampled_from or options.prompts
+    try:
+        return VBenchProtocol(
+            suite=options.suite,
+            re_encode=options.re_encode,
+            antialias=options.antialias,
+            faithful=not options.corrected,
+            slow_fast=not options.no_slow_fast,
+            static_filter=not options.no_static_filter,
+            prompts="long" if options.long_prompts else "short",
+            prompts_sha256=file_sha256(listed),
+        )
+    except ValidationError as error:
+        raise VBenchMistake(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+    except OSError as error:
+        raise VBenchMistake(f"{listed}: {error.strerror}") from None
+
+
+def networks_of(options: argparse.Namespace) -> Networks:
+    """From the weights' folder, with stand-ins where they are asked for."""
+    import torch
+
+    from flashvideo.evaluation.networks.interfaces import Networks
+    from flashvideo.evaluation.networks.pretrained import load_networks
+    from flashvideo.evaluation.networks.stand_ins import stand_in_networks
+
+    if options.weights is not None and not options.weights.is_dir():
+        raise VBenchMistake(f"--weights {options.weights} is no folder")
+    found = load_networks(options.weights or NO_WEIGHTS, torch.device(options.device))
+    if not options.stand_ins:
+        return found
+    labels = tuple(sorted({prompt.text.lower().split("person is ")[-1] for prompt, _ in read_prompts(options.prompts)}))
+    mixed: dict[str, Any] = {**stand_in_networks(labels).present(), **found.present()}
+    return Networks(**mixed)
+
+
+def run(options: argparse.Namespace) -> int:
+    """The whole command. Raises SuiteError, VBenchMistake and ValueError for a user's mistakes."""
+    chosen = _dimensions(options.dimensions)
+    shard, shards = _shard(options.shard)
+    protocol = protocol_of(options)
+    suite = find_videos(options.videos, read_prompts(options.prompts), chosen, options.samples)
+    before = look(suite.items, protocol, options.frames)
+    print("\n".join(before.lines()))
+    _tell((*suite.problems, *before.problems))
+    if options.dry_run:
+        _tell_absent(options, protocol, chosen)
+        return 0
+    outcome, scored, kept = _evaluate(options, protocol, suite, shard, shards, chosen)
+    print(f"{scored} videos scored, {kept} were there already")
+    print("\n".join(table(outcome)))
+    if not any(one.score is not None for one in outcome.dimensions):
+        raise VBenchMistake(f"nothing could be scored; for one: {outcome.dimensions[0].dimension}: {outcome.dimensions[0].reason}")
+    return 1 if options.strict and any(problem.fatal for problem in outcome.problems) else 0
+
+
+def _evaluate(
+    options: argparse.Namespace, protocol: VBenchProtocol, suite: Suite, shard: int, shards: int, chosen: tuple[str, ...]
+) -> tuple[VBenchResults, int, int]:
+    """Scores, writes the results and the reference's files."""
+    from flashvideo.evaluation.evaluator import Evaluator
+    from flashvideo.evaluation.exchange import write_exchange
+    from flashvideo.evaluation.rules import build_rules
+    from flashvideo.evaluation.score_store import ScoreStore
+    from flashvideo.evaluation.vbench_results import VBENCH_RESULTS_FILE, assemble
+
+    fuses = protocol.suite == "vbench_long" and protocol.slow_fast and set(chosen) & set(TABLE_FILES)
+    if fuses and options.vbench_data is None:
+        raise VBenchMistake("--vbench-data is missing: slow-fast fusion reads its mapping tables there; or take --no-slow-fast")
+    tables = read_mapping_tables(options.vbench_data) if fuses else {}
+    judge = Evaluator(protocol, build_rules(networks_of(options), protocol), ScoreStore(options.out / "scores"), options.frames)
+    tally = judge.evaluate(suite.items, shard, shards, _progress)
+    left_out = {problem.item for problem in tally.problems if problem.kind in ("unreadable", "frames")}
+    items = [item for item in suite.items if item.path.name not in left_out]
+    outcome = assemble(protocol, items, judge.score_of, tables, judge.rules.absent, (*suite.problems, *tally.problems))
+    _tell(tally.problems)
+    _write(options.out / VBENCH_RESULTS_FILE, outcome.model_dump(mode="json"))
+    write_exchange(options.out, "results", outcome, items)
+    return outcome, tally.scored, tally.kept
+
+
+def table(outcome: VBenchResults) -> list[str]:
+    """The 16 dimensions and the totals, percent."""
+    lines = []
+    for one in outcome.dimensions:
+        if one.score is None:
+            lines.append(f"  {one.dimension:<24}{'-':>8}  {one.reason}")
+            continue
+        bounds = f"  [{100 * one.low:.2f}, {100 * one.high:.2f}]" if one.low is not None and one.high is not None else ""
+        lines.append(f"  {one.dimension:<24}{100 * one.score:>8.2f}{bounds}{'  STAND-IN' if one.stand_in else ''}")
+    for name in ("quality", "semantic", "total"):
+        value = outcome.totals[name]
+        if value is not None:
+            low, high = outcome.intervals.get(name, (None, None))
+            lines.append(f"  {name:<24}{value:>8.2f}" + (f"  [{low:.2f}, {high:.2f}]" if low is not None and high is not None else ""))
+    return lines + [f"  ! {note}" for note in outcome.notes]
+
+
+def _dimensions(text: str | None) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",")) if text else DIMENSIONS
+    unknown = [name for name in names if name not in DIMENSIONS]
+    if unknown:
+        raise VBenchMistake(f"--dimensions names {unknown[0]}; known: {', '.join(DIMENSIONS)}")
+    return names
+
+
+def _shard(text: str) -> tuple[int, int]:
+    first, slash, count = text.partition("/")
+    if not (slash and first.isdigit() and count.isdigit() and int(first) < int(count)):
+        raise VBenchMistake(f"--shard {text}: write I/N with I from 0 to N - 1, e.g. 0/4")
+    return int(first), int(count)
+
+
+def _tell(problems: tuple[Problem, ...] | list[Problem]) -> None:
+    for problem in problems[:SHOWN_PROBLEMS]:
+        print(f"  {'x' if problem.fatal else '!'} {problem.kind}: {problem.message}")
+    if len(problems) > SHOWN_PROBLEMS:
+        print(f"  ... and {len(problems) - SHOWN_PROBLEMS} more, all in the results")
+
+
+def _tell_absent(options: argparse.Namespace, protocol: VBenchProtocol, chosen: tuple[str, ...]) -> None:
+    from flashvideo.evaluation.networks.pretrained import missing_weights
+    from flashvideo.evaluation.rules import needed
+
+    missing = missing_weights(options.weights or NO_WEIGHTS)
+    for name in chosen:
+        for field in needed(name, protocol):
+            if field in missing:
+                print(f"  {'stand-in' if options.stand_ins else 'missing'} for {name}: {missing[field]}")
+
+
+def _progress(done: int, total: int) -> None:
+    print(f"\r  {done} of {total} videos", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+def _write(path: Path, data: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside.write_text(json.dumps(data, indent=1))
+    os.replace(beside, path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line."""
+    options = parser().parse_args(arguments)
+    try:
+        return run(options)
+    except (SuiteError, ValueError) as error:
+        print(f"vbench: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

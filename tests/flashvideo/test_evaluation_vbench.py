@@ -1,0 +1,109 @@
+"""The command `flashvideo vbench` on a folder of small films, from looking to the leaderboard's files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flashvideo.evaluation.exchange import read_eval_results
+from flashvideo.evaluation.vbench import main
+from flashvideo.evaluation.vbench_results import VBenchResults
+from flashvideo.video_files import write_video
+
+PROMPTS = [
+    {"prompt_en": "a dog", "dimension": ["subject_consistency", "dynamic_degree", "motion_smoothness"]},
+    {"prompt_en": "a lake", "dimension": ["temporal_flickering"]},
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "info.json").write_text(json.dumps(PROMPTS))
+    generator = np.random.default_rng(0)
+    for entry in PROMPTS:
+        frame = generator.integers(0, 256, (1, 32, 48, 3), dtype=np.uint8)
+        write_video(tmp_path / "videos" / f"{entry['prompt_en']}-0.mp4", np.repeat(frame, 20, axis=0), 8, crf=0)
+    return tmp_path
+
+
+def arguments(folder: Path, *more: str) -> list[str]:
+    return [str(folder / "videos"), "--prompts", str(folder / "info.json"), "--out", str(folder / "out"), "--samples", "1", *more]
+
+
+def test_looking_scores_nothing(folder, capsys):
+    assert main(arguments(folder, "--dry-run")) == 0
+    told = capsys.readouterr().out
+    assert "2 videos, 40 frames" in told
+    assert "2 x 48x32, 8 frames/s, 20 frames" in told
+    assert "2 videos of 2 clips" in told
+    assert "dynamic_degree                  30 passes" in told  # two clips of 16 frames at 8 Hz
+    assert "missing for motion_smoothness: AMT-S" in told
+    assert "missing for dynamic_degree: WEIGHTS/raft_large_C_T_V1-22a6c225.pth is missing" in told
+    assert not (folder / "out").exists()
+
+
+def test_a_run_leaves_results_and_the_references_files_and_the_second_does_nothing(folder, capsys):
+    assert main(arguments(folder, "--stand-ins", "--no-slow-fast", "--strict")) == 0
+    first = (folder / "out" / "vbench_results.json").read_bytes()
+    results = VBenchResults.model_validate_json(first)
+    assert results.of("temporal_flickering").score == 1
+    assert results.of("dynamic_degree").score == 0
+    assert results.of("scene").reason == "no video"
+    assert results.of("temporal_flickering").stand_in
+    assert results.protocol["suite"] == "vbench_long"
+    assert len(results.protocol["digest"]) == 16
+    exported = read_eval_results(folder / "out" / "results_eval_results.json")
+    assert exported.scores == {one.dimension: one.score for one in results.dimensions if one.score is not None}
+    assert "2 videos scored, 0 were there already" in capsys.readouterr().out
+    assert main(arguments(folder, "--stand-ins", "--no-slow-fast")) == 0
+    assert "0 videos scored, 2 were there already" in capsys.readouterr().out
+    assert (folder / "out" / "vbench_results.json").read_bytes() == first
+
+
+def test_shards_add_up(folder):
+    options = ("--stand-ins", "--no-slow-fast")
+    main(arguments(folder, *options))
+    whole = (folder / "out" / "vbench_results.json").read_bytes()
+    for name in ("1/2", "0/2"):
+        assert main([*arguments(folder, *options, "--shard", name), "--out", str(folder / "shards")]) == 0
+    assert (folder / "shards" / "vbench_results.json").read_bytes() == whole
+
+
+def test_a_bad_video_is_counted_and_fails_only_where_asked(folder, capsys):
+    (folder / "videos" / "a dog-0.mp4").write_bytes(b"no video")
+    options = ("--stand-ins", "--no-slow-fast")
+    assert main(arguments(folder, *options)) == 0
+    assert "x unreadable: a dog-0.mp4" in capsys.readouterr().out
+    assert main(arguments(folder, *options, "--strict")) == 1
+    results = VBenchResults.model_validate_json((folder / "out" / "vbench_results.json").read_bytes())
+    assert [problem.item for problem in results.problems if problem.fatal] == ["a dog-0.mp4"]
+    assert results.of("temporal_flickering").score == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--suite", "vbench", "--re-encode", "crf23"), "re_encode is crf23, but plain VBench scores the files themselves"),
+        (("--stand-ins",), "--vbench-data is missing: slow-fast fusion reads its mapping tables there"),
+        (("--dimensions", "beauty"), "--dimensions names beauty"),
+        (("--shard", "2/2"), "--shard 2/2: write I/N"),
+        (("--weights", "nowhere"), "--weights nowhere is no folder"),
+        (("--sampled-from", "nowhere.txt"), "nowhere.txt: No such file"),
+        (("--no-slow-fast",), "nothing could be scored"),
+    ],
+)
+def test_mistakes_are_one_line(folder, capsys, more, message):
+    extra = () if "--stand-ins" in more or "--no-slow-fast" in more else ("--no-slow-fast",)
+    assert main(arguments(folder, *more, *extra)) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("vbench: ")
+    assert message in told
+
+
+def test_an_empty_folder_is_a_mistake(folder, capsys):
+    (folder / "empty").mkdir()
+    assert main([str(folder / "empty"), *arguments(folder)[1:]]) == 2
+    assert "empty holds no .mp4 video" in capsys.readouterr().err
