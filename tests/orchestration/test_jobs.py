@@ -70,6 +70,15 @@ def test_exit_codes_come_back_and_attempts_share_a_log(runner: Runner, tmp_path:
     assert text.index("first words") < text.index("last words")
 
 
+@pytest.fixture
+def ctrl_c_is_heard() -> Iterator[None]:
+    """A shell starts what it puts behind itself (`make test &`) with SIGINT ignored, and Python leaves that so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_is_heard")
 def test_ctrl_c_stops_the_job(runner: Runner, tmp_path: Path):
     pid_file = tmp_path / "pid"
 
