@@ -236,7 +236,8 @@ def assign_split(clips: pa.Table, config: PolicyConfig) -> Split:
     Sticky: a source that has a split keeps it. Sources that share a duplicate cluster form one group, on one side.
     New groups with kept clips are taken in the order of a hash of their ids: held out until `held_out_share` of
     the sources (by media type; at least `min_held_out_sources` of the videos, or of the images where there are
-    no videos) are, the rest train. The last group of a media type is never held out.
+    no videos) are, the rest train. A group that would overshoot the share by more than it is missed trains, as long as
+    a smaller one is there. The last group of a media type is never held out.
     """
     sources = _Sources(clips)
     fixed = dict(sources.fixed)
@@ -265,14 +266,18 @@ def assign_split(clips: pa.Table, config: PolicyConfig) -> Split:
     for media in ("video", "image"):
         least = config.min_held_out_sources if media == "video" or not total["video"] else 0
         wanted = max(round(config.held_out_share * total[media]), least)
-        waiting = sorted(new[media])
+        waiting = [(sum(source in sources.kept for source in members), members) for _, members in sorted(new[media])]
+        chosen: set[int] = set()
+        short = wanted - held[media]
+        smallest = min((size for size, _ in waiting), default=0)
+        for place, (size, _) in enumerate(waiting):
+            others = training[media] + len(waiting) - len(chosen) - 1
+            nearer = abs(short - size) <= short or size == smallest
+            if short > 0 and others > 0 and nearer:
+                chosen.add(place)
+                short -= size
         for place, (_, members) in enumerate(waiting):
-            others = training[media] + len(waiting) - place - 1
-            side = "val" if held[media] < wanted and others > 0 else "train"
-            fixed.update(dict.fromkeys(members, side))
-            kept_here = sum(source in sources.kept for source in members)
-            held[media] += kept_here * (side == "val")
-            training[media] += kept_here * (side == "train")
+            fixed.update(dict.fromkeys(members, "val" if place in chosen else "train"))
     return Split(fixed, mixed)
 
 

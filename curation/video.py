@@ -255,9 +255,10 @@ def _packets(container: Any, stream: Any) -> Iterator[Any]:
 
 def decode_media(container: Any, stream: Any) -> Iterator[Decoded]:
     """Every frame and every refused packet, in decoding order, from where the container stands."""
-    stream.thread_type = "AUTO"
-    stream.codec_context.thread_count = DECODER_THREADS
-    stream.codec_context.flags |= Flags.output_corrupt  # show damaged frames, flagged, instead of leaving them out
+    if not stream.codec_context.is_open:  # open: a second time over the same file, after a seek that led nowhere
+        stream.thread_type = "AUTO"
+        stream.codec_context.thread_count = DECODER_THREADS
+        stream.codec_context.flags |= Flags.output_corrupt  # show damaged frames, flagged, instead of leaving them out
     clock = _Clock(stream)
     demuxer = container.demux(stream)
     while True:

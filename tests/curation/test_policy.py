@@ -218,6 +218,17 @@ def test_duplicates_stand_on_one_side() -> None:
     assert assign_split(sources(*rows), config).of_source == {"old": "val", "new": "val", "third": "train"}
 
 
+def test_a_group_larger_than_the_share_trains_where_a_smaller_one_is_there() -> None:
+    config = PolicyConfig(held_out_share=0.2)
+    rows = [(f"s{i}", "kept", None, "reel" if i < 6 else None) for i in range(10)]  # a reel and the five films that it shows
+    split = assign_split(sources(*rows), config).of_source
+    assert [split[f"s{i}"] for i in range(6)] == ["train"] * 6
+    assert list(split.values()).count("val") == 2
+    # where every group is too large, one of the smallest is held out
+    rows = [(f"s{i}", "kept", None, f"reel{i // 5}") for i in range(10)]
+    assert list(assign_split(sources(*rows), config).of_source.values()).count("val") == 5
+
+
 def test_duplicates_fixed_on_both_sides_are_counted() -> None:
     rows: list[tuple[str, str, str | None, str | None]] = [("p", "kept", "val", "k"), ("q", "kept", "train", "k"), ("r", "kept", None, "k")]
     split = assign_split(sources(*rows), PolicyConfig())

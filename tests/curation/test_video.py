@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -123,6 +124,21 @@ def test_reading_from_the_middle_equals_reading_from_the_start(tmp_path: Path) -
     part, times = read_clip(film, 1_500_000, 2_500_000, 24, 12, 48, 64)
     assert np.array_equal(part, whole[36:48])
     assert times[0] == 1_500_000
+
+
+def test_where_a_seek_lands_too_late_the_file_is_read_from_its_beginning(tmp_path: Path) -> None:
+    """The film starts at 1 s: nothing is on show at 0.5 s, and the first frame is shown for it."""
+    path = tmp_path / "late.mkv"
+    with av.open(str(write_film(tmp_path / "film.mp4", ramp(24)))) as film, av.open(str(path), "w") as late:
+        stream = late.add_stream_from_template(film.streams.video[0])
+        for packet in film.demux(video=0):
+            if packet.dts is not None:
+                packet.pts, packet.dts = (stamp + round(1 / packet.time_base) for stamp in (packet.pts, packet.dts))
+                packet.stream = stream
+                late.mux(packet)
+    clip, times = read_clip(str(path), 500_000, 3_000_000, 8, 2, 48, 64)
+    assert numbers(clip) == [0, 0]
+    assert len(set(times.tolist())) == 1
 
 
 def test_what_cannot_be_opened_has_a_code(tmp_path: Path) -> None:
