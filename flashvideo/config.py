@@ -189,6 +189,9 @@ class OptimizerConfig(Settings):
     weight_decay: float = 1e-4
     clip_grad_norm: float = 0.1
     """4.2."""
+    ema_decay: float | None = None
+    """Also keep an average of the trained weights, decay at most this (it warms up as (1 + n) / (10 + n)); saved beside
+    the weights as stage1_ema, stage2_ema. None: no average; the paper names none."""
 
 
 class SpikeConfig(Settings):
@@ -205,6 +208,17 @@ class SpikeConfig(Settings):
     """Faults of a phase that are skipped or rewound; one more stops the run."""
 
 
+class WatchConfig(Settings):
+    """What is looked at while a model trains, beside the losses."""
+
+    tensorboard: bool = False
+    """Also write TensorBoard scalars beside losses.jsonl (needs the tensorboard package)."""
+    validate_every: int | None = None
+    """train_steps between validations within a phase (validations.jsonl); None: before and after only."""
+    collapse_below: float = 0.3
+    """Warn where the clean estimates of the middle bin have less than this share of truth's spread or sharpness."""
+
+
 class EngineConfig(Settings):
     """How a model is trained on the hardware: DeepSpeed ZeRO."""
 
@@ -213,6 +227,14 @@ class EngineConfig(Settings):
     precision: Literal["bf16", "fp32"] = "bf16"
     cpu_offload: bool = False
     activation_checkpointing: bool = True
+    keep_attention: bool = False
+    """With activation_checkpointing: keep what attention gave, recompute the rest of a block."""
+    compile_blocks: bool = False
+    """torch.compile, block by block."""
+    memory_check: bool = False
+    """Before the first train_step, a full micro-batch of every shape of every phase goes forward and backward."""
+    loader_workers: int = Field(default=0, ge=0)
+    """Threads of a rank that read batches ahead; 0: read when the trainer asks."""
     num_ranks: int = 8
     """Processes over the whole cluster, one per GPU (or per CPU core in debug)."""
     gpus_per_rank: float = 1
@@ -228,6 +250,16 @@ class EngineConfig(Settings):
     """Times that Ray Train restarts the group from the last checkpoint before it gives up."""
     log_every: int = 10
     spikes: SpikeConfig = SpikeConfig()
+    watch: WatchConfig = WatchConfig()
+
+    @model_validator(mode="after")
+    def _works(self) -> EngineConfig:
+        if self.keep_attention and self.zero_stage == 3:
+            raise ValueError(
+                "keep_attention = true does not work with zero_stage = 3 (DeepSpeed gathers weights inside the recomputation); "
+                "use zero_stage 2, or keep_attention = false"
+            )
+        return self
 
 
 class DiffusionConfig(Settings):

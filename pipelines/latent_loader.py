@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +30,7 @@ class LatentSamples:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         self._rows: dict[str, pa.Table] = {media: table.filter(pc.equal(table["media"], media)) for media in ("image", "video")}
         self._ids = {media: rows["sample_id"].to_pylist() for media, rows in self._rows.items()}
-        self._open = lru_cache(maxsize=OPEN_SHARDS)(self._open_shard)
+        self._threads = threading.local()
 
     def ids(self, modality: Modality) -> Sequence[str]:
         """Sample ids of that kind."""
@@ -59,6 +60,13 @@ class LatentSamples:
             return torch.zeros(self._text_shape)
         embedding: Tensor = self._open(row["text_shard"]).get_tensor(row["text_tensor"]).float()
         return embedding
+
+    def _open(self, shard: str) -> safe_open:
+        """The shard's file, open in this thread (the trainer's, or a loader worker's)."""
+        if not hasattr(self._threads, "open"):
+            self._threads.open = lru_cache(maxsize=OPEN_SHARDS)(self._open_shard)
+        opened: safe_open = self._threads.open(shard)
+        return opened
 
     def _open_shard(self, shard: str) -> safe_open:
         from safetensors import safe_open

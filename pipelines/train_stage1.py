@@ -76,6 +76,8 @@ def finished_report(context: JobContext, name: str, samples: int, held_out_is: s
     validation = json.loads((context.folder / "validation.json").read_text())
     before, after = validation["before"], validation["after"]
     relative = context.workspace.relative
+    averaged = context.folder / f"{name}_ema"
+    collapsed = validation["collapsed"]
     return context.report(
         folder_digest(context.folder / name),
         counts={"samples": samples, "validated": validation["samples"]},
@@ -84,14 +86,16 @@ def finished_report(context: JobContext, name: str, samples: int, held_out_is: s
             "losses": relative(context.folder / "losses.jsonl"),
             "validation": relative(context.folder / "validation.json"),
             "tag": tag,
-        },
+        }
+        | ({averaged.name: relative(averaged)} if averaged.is_dir() else {}),
         models={name: context.recipe.stage1.transformer.flavour if name == "stage1" else context.recipe.stage2.transformer.flavour},
         headline={
             "validation_before": before,
             "validation_after": after,
             "validation_fall": 1 - after / before,
             "validated_on": held_out_is,
-        },
+        }
+        | ({"collapsed": collapsed} if collapsed else {}),
     )
 
 

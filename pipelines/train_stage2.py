@@ -38,6 +38,11 @@ LOGISTICS = (
     "zero_stage",
     "cpu_offload",
     "activation_checkpointing",
+    "keep_attention",
+    "compile_blocks",
+    "memory_check",
+    "loader_workers",
+    "watch",
     "micro_batch_size",
 )
 """Engine settings that do not change what is trained, but for rounding: a phase goes on where they change."""

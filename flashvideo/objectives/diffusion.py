@@ -78,6 +78,10 @@ class DiffusionObjective:
 
     def losses_at(self, model: nn.Module, batch: Batch, timesteps: Tensor) -> Tensor:
         """Per-sample v-MSE at given timesteps (B,), for validation: the batch's generators only draw the noise."""
+        return self.judged_at(model, batch, timesteps)[0]
+
+    def judged_at(self, model: nn.Module, batch: Batch, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """`losses_at`, and the clean latents that the prediction implies, alpha x_t - sigma v: B T C H W."""
         clean = batch.clean.float()
         noise = normal_like(clean, batch.generators)
         alpha = self.alphas[timesteps.cpu()]
@@ -86,4 +90,4 @@ class DiffusionObjective:
         noisy = alpha * clean + sigma * noise
         velocity = alpha * noise - sigma * clean
         prediction = model(noisy.to(batch.clean.dtype), batch.text, timesteps.to(clean.device, torch.float32))
-        return mean_squared_error(prediction, velocity)
+        return mean_squared_error(prediction, velocity), alpha * noisy - sigma * prediction.detach().float()

@@ -80,6 +80,10 @@ class FlowMatchingObjective:
 
     def losses_at(self, model: nn.Module, batch: Batch, t: Tensor, noise_steps: Tensor) -> Tensor:
         """As `losses`, at given t (B,) and noise steps (B,), for validation: the generators only draw the noise."""
+        return self.judged_at(model, batch, t, noise_steps)[0]
+
+    def judged_at(self, model: nn.Module, batch: Batch, t: Tensor, noise_steps: Tensor) -> tuple[Tensor, Tensor]:
+        """`losses_at`, and the clean latents that the prediction implies, x_t + (1 - t) v: B T C H W."""
         if batch.degraded is None:
             raise ValueError(f"Stage II needs degraded latents; the batch of {', '.join(batch.sample_ids[:3])} has none")
         clean, start = batch.clean.float(), batch.degraded.float()
@@ -95,4 +99,4 @@ class FlowMatchingObjective:
             model_timestep(t.to(clean.device, torch.float32)),
             noise_steps.to(clean.device, torch.float32),
         )
-        return mean_squared_error(prediction, clean - start)
+        return mean_squared_error(prediction, clean - start), between + (1 - weight) * prediction.detach().float()

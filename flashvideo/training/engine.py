@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from flashvideo.config import EngineConfig, OptimizerConfig
 from flashvideo.models.transformer import CogVideoXTransformer
+from flashvideo.training.activations import prepare_blocks
 from flashvideo.training.pieces import Piece, PieceError, PieceFolder, write_pieces
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -135,7 +136,7 @@ class Engine:
         self.dtype = DTYPES[config.precision]
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if isinstance(model, CogVideoXTransformer):
-            model.activation_checkpointing = config.activation_checkpointing
+            prepare_blocks(model, config)
         adam = torch.optim.AdamW(
             trainable, lr=optimizer.learning_rate, betas=optimizer.betas, weight_decay=optimizer.weight_decay, foreach=True
         )
@@ -152,6 +153,9 @@ class Engine:
         self._names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._adam = adam
         self._updates = 0
+        self._undo_first_step()
+        self._ema_decay = optimizer.ema_decay
+        self._averages = [] if optimizer.ema_decay is None else [master.detach().clone() for master in self._masters()]
 
     @property
     def model(self) -> nn.Module:
@@ -195,7 +199,44 @@ class Engine:
                 raise RuntimeError(f"DeepSpeed gave no gradient norm at ZeRO stage {self.config.zero_stage}")
             norm = float(measured)
         self._updates += 1
+        self._average()
         return norm
+
+    def _undo_first_step(self) -> None:
+        """DeepSpeed's wrapper of bf16 without ZeRO makes AdamW's state by a step without gradients: it counts, and decays weights."""
+        if self.config.zero_stage == 0 and not self._plain:
+            self._engine.optimizer.refresh_fp32_params()
+            for state in self._adam.state.values():
+                state["step"].zero_()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        if self._ema_decay is not None:
+            decay = min(self._ema_decay, (1 + self._updates) / (10 + self._updates))
+            for average, master in zip(self._averages, self._masters(), strict=True):
+                average.lerp_(master, 1 - decay)
+
+    @property
+    def keeps_average(self) -> bool:
+        """Whether the optimizer settings ask for averaged weights."""
+        return self._ema_decay is not None
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model has its averaged weights for the duration; after it, its own, bit for bit."""
+        masters = self._masters()
+        own = [master.detach().clone() for master in masters]
+        try:
+            self._set_masters(self._averages)
+            yield
+        finally:
+            self._set_masters(own)
+
+    @torch.no_grad()
+    def _set_masters(self, values: Sequence[Tensor]) -> None:
+        for master, value in zip(self._masters(), values, strict=True):
+            master.copy_(value)
+        self._take_over_masters()
 
     def save(self, folder: Path) -> None:
         """Every rank writes the pieces of weights (trained ones only) and optimizer state that it holds. Raises OSError."""
@@ -233,6 +274,8 @@ class Engine:
         """Views of this rank's weights and optimizer state, parameter by parameter."""
         masters = self._masters()
         kinds = [{"weight": master.data, **self._moments(master)} for master in masters]
+        for tensors, average in zip(kinds, self._averages, strict=False):
+            tensors["ema"] = average
         pieces = []
         for place, parameter in enumerate(self._trainable):
             run = self._run(parameter, place)
@@ -290,6 +333,13 @@ class Engine:
         with deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=self.config.zero_stage == 3):
             yield module
 
+    def peak_memory(self) -> str:
+        """How much of the GPU the run has needed so far, for a log line; empty on a CPU."""
+        if self.ranks.device.type != "cuda":
+            return ""
+        peak, total = torch.cuda.max_memory_allocated(), torch.cuda.get_device_properties(self.ranks.device).total_memory
+        return f", at most {peak / 2**30:.1f} of {total / 2**30:.1f} GiB so far"
+
     def close(self) -> None:
         """Frees the hooks and buffers."""
         self._engine.destroy()
@@ -297,7 +347,8 @@ class Engine:
 
 def deepspeed_config(config: EngineConfig, clip_grad_norm: float, num_ranks: int, num_trainable: int) -> dict[str, Any]:
     """DeepSpeed's settings. The loop counts micro-batches itself, so accumulation is 1 here."""
-    bucket = max(1, min(num_trainable, 200_000_000))  # the default, 500 million, is a 2 GB buffer for any small model
+    # The default, 500 million, is a 2 GB buffer for any small model; odd ones are refused.
+    bucket = min(num_trainable + num_trainable % 2, 200_000_000)
     zero: dict[str, Any] = {
         "stage": config.zero_stage,
         "overlap_comm": config.gpus_per_rank > 0,

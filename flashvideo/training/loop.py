@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,9 +21,11 @@ from flashvideo.config import EngineConfig, OptimizerConfig
 from flashvideo.objectives.batch import Objective
 from flashvideo.training.batches import BatchReader
 from flashvideo.training.checkpoints import Checkpoint, CheckpointError, Checkpoints
-from flashvideo.training.engine import Engine
+from flashvideo.training.engine import Engine, Ranks
 from flashvideo.training.faults import FaultGuard, TrainingFault
-from flashvideo.training.metrics import LossLog, StepRecord
+from flashvideo.training.metrics import StepRecord, Validation
+from flashvideo.training.prefetch import Prefetcher
+from flashvideo.training.watching import Watcher
 
 log = logging.getLogger("flashvideo")
 
@@ -45,6 +47,8 @@ class Loop:
     reader: BatchReader
     optimizer: OptimizerConfig
     config: EngineConfig
+    check: Callable[[Engine], Validation]
+    """The validation, for engine.watch.validate_every."""
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -59,34 +63,58 @@ class Loop:
 
         Raises TrainingFault on every rank, as `engine.spikes` says; CheckpointError where the last one cannot be written.
         """
-        ranks = engine.ranks
         train_step, guard = self._resume(engine)
-        losses, faults = LossLog(self.folder / "losses.jsonl"), LossLog(self.folder / "faults.jsonl")
-        if ranks.is_first:
-            losses.resume(train_step)
-            faults.resume(train_step)
-        while train_step < self.iterations:
-            outcome = None if train_step in guard.left_out else self._train_step(engine, train_step, guard)
-            done = train_step + 1
-            if isinstance(outcome, TrainingFault):
-                if ranks.is_first:
-                    self._say(f"train_step {done}, {self.config.spikes.policy}: {outcome}")
-                    faults.append({"train_step": done, "policy": self.config.spikes.policy, "fault": str(outcome)})
-                if self.config.spikes.policy == "rewind":
-                    train_step = self._rewind(engine, guard, train_step)
-                    if ranks.is_first:
-                        losses.resume(train_step)
-                    continue
-            if ranks.is_first:
-                note = "left out"
-                if isinstance(outcome, StepRecord):
-                    note = f"loss {outcome.loss:.4f}"
-                    if done % self.config.log_every == 0 or done == self.iterations:
-                        losses.append(asdict(outcome))
-                progress(done, self.iterations, "train_steps", f"{self.phase}, {note}")
-            if done % self.config.checkpoint_every == 0 or done == self.iterations:
-                self._save(engine, done, guard)
-            train_step = done
+        watcher = Watcher(self.folder, self.config, train_step, engine.ranks.is_first)
+        with Prefetcher(self.reader, self.config.loader_workers, self.iterations) as loader:
+            while train_step < self.iterations:
+                outcome = None if train_step in guard.left_out else self._train_step(engine, train_step, guard, loader)
+                done = train_step + 1
+                if isinstance(outcome, TrainingFault):
+                    self._say_first(engine, f"train_step {done}, {self.config.spikes.policy}: {outcome}")
+                    watcher.fault(done, str(outcome))
+                    if self.config.spikes.policy == "rewind":
+                        train_step = self._rewind(engine, guard, train_step)
+                        watcher.rewind(train_step)
+                        continue
+                elif outcome is not None:
+                    watcher.step(outcome, last=done == self.iterations)
+                if engine.ranks.is_first:
+                    note = f"loss {outcome.loss:.4f}" if isinstance(outcome, StepRecord) else "left out"
+                    progress(done, self.iterations, "train_steps", f"{self.phase}, {note}")
+                if self.config.watch.validate_every and done % self.config.watch.validate_every == 0:
+                    watcher.validation(done, self.check(engine))
+                if done % self.config.checkpoint_every == 0 or done == self.iterations:
+                    self._save(engine, done, guard)
+                train_step = done
+        watcher.close()
+        self._say_first(engine, watcher.summary())
+
+    def is_new(self, ranks: Ranks) -> bool:
+        """Whether there is nothing to go on from; the same on every rank."""
+        new: bool = ranks.gather(self.newest() is None if ranks.is_first else None)[0]
+        return new
+
+    def check_memory(self, engine: Engine) -> None:
+        """A full micro-batch of each kind forward and backward, its gradient thrown away: what does not fit fails now.
+
+        Raises MemoryError that names the batch.
+        """
+        order = self.reader.order
+        kinds = {order.modality(train_step): train_step for train_step in reversed(range(order.images + order.videos))}
+        for modality, train_step in sorted(kinds.items()):
+            batch = self.reader.micro_batches(train_step)[0].to(engine.ranks.device, engine.dtype)
+            said = f"{self._name}: a micro-batch of {len(batch.sample_ids)} {modality}s of {tuple(batch.clean.shape[1:])} latents"
+            try:
+                loss = self.objective_at(train_step).losses(engine.model, batch)
+                engine.backward(loss.mean(), last=True, discard=True)
+                engine.step(0.0)
+            except torch.OutOfMemoryError as error:
+                raise MemoryError(
+                    f"{said} does not fit ({error}); lower engine.micro_batch_size, set engine.activation_checkpointing, or raise "
+                    "engine.zero_stage"
+                ) from error
+            if engine.ranks.is_first:
+                log.info("%s fits%s", said, engine.peak_memory())
 
     def _resume(self, engine: Engine) -> tuple[int, FaultGuard]:
         """Loads the newest checkpoint, the same on every rank; returns the train_steps done and what is known of faults."""
@@ -96,14 +124,12 @@ class Loop:
             self.checkpoints.clear_parts()
         newest = self._load_newest(engine)
         if newest is None:
-            if ranks.is_first:
-                self._say("starts")
+            self._say_first(engine, "starts")
             guard = FaultGuard(self.config.spikes)
             if self.config.spikes.policy == "rewind":  # a fault before the first checkpoint must find one
                 self._save(engine, 0, guard)
             return 0, guard
-        if ranks.is_first:
-            self._say(f"goes on after train_step {newest.train_step} of {self.iterations}")
+        self._say_first(engine, f"goes on after train_step {newest.train_step} of {self.iterations}")
         return newest.train_step, FaultGuard(self.config.spikes, newest.facts["faults"])
 
     def _load_newest(self, engine: Engine) -> Checkpoint | None:
@@ -125,8 +151,9 @@ class Loop:
     def _name(self) -> str:
         return f"Stage {'I' * self.stage}, {self.phase}"
 
-    def _say(self, what: str) -> None:
-        log.info("%s: %s", self._name, what)
+    def _say_first(self, engine: Engine, what: str) -> None:
+        if engine.ranks.is_first:
+            log.info("%s: %s", self._name, what)
 
     def _save(self, engine: Engine, done: int, guard: FaultGuard) -> None:
         """A checkpoint; one that the disk does not take is left out, the one before it stays. Raises CheckpointError for the last."""
@@ -148,10 +175,10 @@ class Loop:
             stays = "there is none before it" if kept is None else f"that of train_step {kept.train_step} is kept"
             log.warning("%s; %s, training goes on; free space there", said, stays)
 
-    def _train_step(self, engine: Engine, train_step: int, guard: FaultGuard) -> StepRecord | TrainingFault:
+    def _train_step(self, engine: Engine, train_step: int, guard: FaultGuard, loader: Prefetcher) -> StepRecord | TrainingFault:
         """One train_step; a fault changes neither weights nor optimizer state. Raises it as the guard says."""
         begin = time.monotonic()
-        batches = self.reader.micro_batches(train_step)
+        batches = loader.micro_batches(train_step)
         waited = time.monotonic() - begin
         objective, modality = self.objective_at(train_step), self.reader.order.modality(train_step)
         ids = self.reader.sample_ids(train_step)
@@ -179,7 +206,8 @@ class Loop:
         mean = everyone.mean().item()
         guard.accept(mean, modality)
         seconds = time.monotonic() - begin
-        return StepRecord(self.stage, self.phase, train_step + 1, mean, grad_norm, learning_rate, seconds, waited, modality)
+        stall = waited / seconds
+        return StepRecord(self.stage, self.phase, train_step + 1, mean, grad_norm, learning_rate, seconds, waited, stall, modality)
 
 
 def _os_error(act: Callable[[], object]) -> str | None:

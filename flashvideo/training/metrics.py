@@ -33,6 +33,8 @@ class StepRecord:
     """Of the whole train_step."""
     wait_seconds: float
     """Of it, spent waiting for the batch."""
+    stall_share: float
+    """wait_seconds / seconds."""
     modality: str
 
 
@@ -72,8 +74,8 @@ class Bin:
     """One fixed condition of the validation loss, e.g. a timestep."""
 
     name: str
-    losses: Callable[[nn.Module, Batch], Tensor]
-    """Per-sample loss (B,); the batch's generators only draw the noise."""
+    judge: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
+    """Per-sample loss (B,) and the clean latents that the prediction implies; the batch's generators only draw the noise."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,28 @@ class Validation:
     """Mean over the bins."""
     by_bin: Mapping[str, float]
     samples: int
+    std_ratio: Mapping[str, float]
+    """By bin: standard deviation of the implied clean latents over that of the true ones. A collapsed model's falls to 0,
+    which the loss does not show."""
+    sharpness_ratio: Mapping[str, float]
+    """By bin: mean absolute difference between neighbours in height and width, over truth's."""
+
+    def collapsed(self, below: float) -> str | None:
+        """What the middle bin says of a collapse, or None."""
+        middle = list(self.by_bin)[len(self.by_bin) // 2]
+        spread, sharpness = self.std_ratio[middle], self.sharpness_ratio[middle]
+        if min(spread, sharpness) >= below:
+            return None
+        return (
+            f"the outputs collapse: at {middle} the clean estimates have {spread:.2f} of truth's spread and {sharpness:.2f} of its "
+            f"sharpness (engine.watch.collapse_below = {below:g}); a larger batch or pretrained weights help, a lower loss does not show it"
+        )
+
+
+def sharpness(latents: Tensor) -> Tensor:
+    """Mean absolute difference between neighbours in height and width, per sample: B T C H W to fp32 (B,)."""
+    values = latents.float()
+    return values.diff(dim=-1).abs().flatten(1).mean(1) + values.diff(dim=-2).abs().flatten(1).mean(1)
 
 
 def validate(engine: Engine, batches: Callable[[], Sequence[Batch]], bins: Sequence[Bin]) -> Validation:
@@ -93,7 +117,7 @@ def validate(engine: Engine, batches: Callable[[], Sequence[Batch]], bins: Seque
     rank in every forward.
     """
     ranks = engine.ranks
-    rows = []
+    rows, outputs = [], []
     count = len(batches())
     if count == 0:
         raise ValueError("validation has no samples")
@@ -101,8 +125,24 @@ def validate(engine: Engine, batches: Callable[[], Sequence[Batch]], bins: Seque
         for entry in bins:
             own = batches()
             for turn in range(-(-count // ranks.size)):
-                batch = own[min(turn * ranks.size + ranks.rank, count - 1)]
-                rows.append(entry.losses(engine.model, batch.to(ranks.device, engine.dtype)).float().cpu())
-    gathered = ranks.gather_equal(torch.cat(rows)).view(ranks.size, len(bins), -1)
-    means = gathered.permute(1, 2, 0).flatten(1)[:, :count].mean(1)
-    return Validation(means.mean().item(), {entry.name: value.item() for entry, value in zip(bins, means, strict=True)}, count)
+                batch = own[min(turn * ranks.size + ranks.rank, count - 1)].to(ranks.device, engine.dtype)
+                losses, implied = entry.judge(engine.model, batch)
+                rows.append(losses.float().cpu())
+                both = (implied, batch.clean)
+                outputs += [sharpness(latents) for latents in both] + [latents.float().flatten(1).std(1) for latents in both]
+
+    def by_bin(own: list[Tensor], values: int) -> Tensor:
+        """(bins, values), the mean over the samples of what every rank measured."""
+        gathered = ranks.gather_equal(torch.cat([entry.cpu() for entry in own])).view(ranks.size, len(bins), -1, values)
+        return gathered.permute(1, 3, 2, 0).flatten(2)[..., :count].mean(2)
+
+    means = by_bin(rows, 1)[:, 0]
+    measured = by_bin(outputs, 4)
+    names = [entry.name for entry in bins]
+    return Validation(
+        means.mean().item(),
+        dict(zip(names, means.tolist(), strict=True)),
+        count,
+        std_ratio=dict(zip(names, (measured[:, 2] / measured[:, 3]).tolist(), strict=True)),
+        sharpness_ratio=dict(zip(names, (measured[:, 0] / measured[:, 1]).tolist(), strict=True)),
+    )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +22,8 @@ from flashvideo.training.batches import BatchOrder, BatchReader, SampleSource, f
 from flashvideo.training.engine import Engine, Ranks
 from flashvideo.training.loop import Loop, Progress
 from flashvideo.training.metrics import Bin, Validation, validate, write_lines
+
+log = logging.getLogger("flashvideo")
 
 PHASE = "stage1"
 TIMESTEP_BINS = (100, 300, 500, 700, 900)
@@ -50,11 +55,16 @@ def train_stage1(
         batches=lambda: fixed_batches(held_out, "video", config.seed, config.validation_samples),
         bins=timestep_bins(objective),
     )
-    loop = Loop(1, PHASE, config.iterations, folder, lambda train_step: objective, reader, config.optimizer, config.engine)
+    loop = Loop(1, PHASE, config.iterations, folder, lambda train_step: objective, reader, config.optimizer, config.engine, check)
     before = validated_once(folder / "validation_before.json", engine, check)
+    if config.engine.memory_check and loop.is_new(ranks):
+        loop.check_memory(engine)
     loop.run(engine, progress)
-    write_validation(folder / "validation.json", ranks, before, check(engine))
+    write_validation(folder / "validation.json", engine, before, check(engine), check)
     save_stage1(engine, config, folder / "stage1")
+    if engine.keeps_average:
+        with engine.averaged():
+            save_stage1(engine, config, folder / "stage1_ema")
     engine.close()
 
 
@@ -67,10 +77,10 @@ def timestep_bins(objective: DiffusionObjective) -> list[Bin]:
     """Validation conditions: five timesteps."""
 
     def at(timestep: int) -> Bin:
-        def losses(model: nn.Module, batch: Batch) -> Tensor:
-            return objective.losses_at(model, batch, torch.full((len(batch.sample_ids),), timestep))
+        def judge(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+            return objective.judged_at(model, batch, torch.full((len(batch.sample_ids),), timestep))
 
-        return Bin(f"timestep {timestep}", losses)
+        return Bin(f"timestep {timestep}", judge)
 
     return [at(timestep) for timestep in TIMESTEP_BINS]
 
@@ -88,12 +98,32 @@ def validated_once(path: Path, engine: Engine, check: partial[Validation]) -> Va
     return before
 
 
-def write_validation(path: Path, ranks: Ranks, before: Validation, after: Validation) -> None:
-    """validation.json: loss before and after, and by bin."""
-    if ranks.is_first:
-        by_bin = {name: {"before": before.by_bin[name], "after": value} for name, value in after.by_bin.items()}
-        facts = {"before": before.loss, "after": after.loss, "by_bin": by_bin, "samples": after.samples}
+def write_validation(path: Path, engine: Engine, before: Validation, after: Validation, check: partial[Validation]) -> None:
+    """validation.json: loss, spread and sharpness before and after, and by bin; also the averaged weights', where kept.
+
+    Every rank calls it. Warns of a collapse.
+    """
+    watch = engine.config.watch
+    facts: dict[str, Any] = {
+        "before": before.loss,
+        "after": after.loss,
+        "by_bin": _both(before.by_bin, after.by_bin),
+        "samples": after.samples,
+        "std_ratio": _both(before.std_ratio, after.std_ratio),
+        "sharpness_ratio": _both(before.sharpness_ratio, after.sharpness_ratio),
+        "collapsed": after.collapsed(watch.collapse_below),
+    }
+    if engine.keeps_average:
+        with engine.averaged():
+            facts["after_ema"] = asdict(check(engine))
+    if engine.ranks.is_first:
+        if facts["collapsed"]:
+            log.warning("%s: %s", path, facts["collapsed"])
         write_lines(path, [json.dumps(facts, indent=1)])
+
+
+def _both(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    return {name: {"before": before[name], "after": value} for name, value in after.items()}
 
 
 def save_stage1(engine: Engine, config: Stage1Config, folder: Path) -> None:

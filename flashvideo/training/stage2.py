@@ -22,7 +22,7 @@ from flashvideo.objectives.flow_matching import FlowMatchingObjective
 from flashvideo.training.batches import BatchOrder, BatchReader, SampleSource, fixed_batches
 from flashvideo.training.engine import Engine, Ranks
 from flashvideo.training.loop import Loop, Progress
-from flashvideo.training.metrics import Bin, validate, write_lines
+from flashvideo.training.metrics import Bin, Validation, validate, write_lines
 from flashvideo.training.stage1 import seed_of, validated_once, write_validation
 
 T_BINS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -67,8 +67,12 @@ def train_stage2(
         _load_finished(engine, phases[done - 1], config)
     after = before
     total = sum(phase.config.iterations for phase in phases)
+    loops = [phase_loop(phase, config, seed, ranks, check) for phase in phases]
+    if config.engine.memory_check and loops[done:] and loops[done].is_new(ranks):
+        for loop in loops[done:]:  # of all phases: the largest shape comes last
+            loop.check_memory(engine)
     for number, phase in enumerate(phases[done:], done):
-        loop = phase_loop(phase, config, seed, ranks)
+        loop = loops[number]
         earlier = sum(entry.config.iterations for entry in phases[:number])
         loop.run(engine, partial(_from, progress, earlier, total))
         after = check(engine)
@@ -78,8 +82,11 @@ def train_stage2(
         ranks.barrier()
     if done == len(phases):
         after = check(engine)
-    write_validation(folder / "validation.json", ranks, before, after)
+    write_validation(folder / "validation.json", engine, before, after, check)
     save_stage2(engine, folder / "stage2")
+    if engine.keeps_average:
+        with engine.averaged():
+            save_stage2(engine, folder / "stage2_ema")
     engine.close()
 
 
@@ -105,7 +112,7 @@ def phase_checkpoint(phase: Phase, config: Stage2Config) -> Path | None:
     return None if newest is None else newest.folder
 
 
-def phase_loop(phase: Phase, config: Stage2Config, seed: int, ranks: Ranks) -> Loop:
+def phase_loop(phase: Phase, config: Stage2Config, seed: int, ranks: Ranks, check: Callable[[Engine], Validation]) -> Loop:
     """The loop of one phase."""
     entry = phase.config
     order = BatchOrder(
@@ -122,7 +129,7 @@ def phase_loop(phase: Phase, config: Stage2Config, seed: int, ranks: Ranks) -> L
     optimizer = config.optimizer
     if entry.learning_rate is not None:
         optimizer = optimizer.model_copy(update={"learning_rate": entry.learning_rate})
-    return Loop(2, entry.name, entry.iterations, phase.folder, objective_of(config, entry), reader, optimizer, config.engine)
+    return Loop(2, entry.name, entry.iterations, phase.folder, objective_of(config, entry), reader, optimizer, config.engine, check)
 
 
 def objective_of(config: Stage2Config, phase: PhaseConfig) -> Callable[[int], FlowMatchingObjective]:
@@ -140,11 +147,11 @@ def flow_bins(objective: FlowMatchingObjective) -> list[Bin]:
     middle = sum(objective.noise_steps) // 2
 
     def at(t: float) -> Bin:
-        def losses(model: nn.Module, batch: Batch) -> Tensor:
+        def judge(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
             count = len(batch.sample_ids)
-            return objective.losses_at(model, batch, torch.full((count,), t), torch.full((count,), middle))
+            return objective.judged_at(model, batch, torch.full((count,), t), torch.full((count,), middle))
 
-        return Bin(f"t {t}", losses)
+        return Bin(f"t {t}", judge)
 
     return [at(t) for t in T_BINS]
 

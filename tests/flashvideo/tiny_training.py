@@ -88,13 +88,13 @@ def engine_config(num_ranks: int, zero_stage: int, precision: str = "fp32", micr
     )
 
 
-def stage1_config(engine: EngineConfig, iterations: int = 10) -> Stage1Config:
+def stage1_config(engine: EngineConfig, iterations: int = 10, ema_decay: float | None = None) -> Stage1Config:
     return Stage1Config(
         transformer=TINY,
         lora=LoraConfig(rank=4, alpha=4),
         shape=SHAPE,
         objective=DiffusionConfig(),
-        optimizer=OptimizerConfig(learning_rate=1e-2, clip_grad_norm=1.0),
+        optimizer=OptimizerConfig(learning_rate=1e-2, clip_grad_norm=1.0, ema_decay=ema_decay),
         engine=engine,
         iterations=iterations,
         batch_size=4,
@@ -102,7 +102,7 @@ def stage1_config(engine: EngineConfig, iterations: int = 10) -> Stage1Config:
     )
 
 
-def stage2_config(engine: EngineConfig, iterations: int = 6) -> Stage2Config:
+def stage2_config(engine: EngineConfig, iterations: int = 6, ema_decay: float | None = None) -> Stage2Config:
     image = FrameShape(frames=1, height=32, width=48)
     phases = (
         PhaseConfig(name="images", iterations=iterations, shape=image, images=1, videos=0, batch_size=4, noise_steps=(50, 200)),
@@ -113,7 +113,7 @@ def stage2_config(engine: EngineConfig, iterations: int = 6) -> Stage2Config:
     return Stage2Config(
         transformer=TINY.model_copy(update={"noise_strength_embedding": True, "num_frames_embedding": True}),
         phases=phases,
-        optimizer=OptimizerConfig(learning_rate=1e-2, clip_grad_norm=1.0),
+        optimizer=OptimizerConfig(learning_rate=1e-2, clip_grad_norm=1.0, ema_decay=ema_decay),
         engine=engine,
         validation_samples=3,
     )
@@ -127,14 +127,15 @@ def run_rank(
     rank: int = 0,
     progress: Progress = lambda *state: None,
     poisoned: bool = False,
+    ema_decay: float | None = None,
 ) -> None:
     """Trains as one rank of the group that meets in a file, a new one each time."""
     with joined(config, rank, config.num_ranks, f"file://{meeting}") as ranks:
         train, held_out = MadeUpLatents(poisoned=poisoned), MadeUpLatents(3)
         if stage == 1:
-            train_stage1(stage1_config(config), 0, train, held_out, folder, ranks, progress)
+            train_stage1(stage1_config(config, ema_decay=ema_decay), 0, train, held_out, folder, ranks, progress)
         else:
-            settings = stage2_config(config)
+            settings = stage2_config(config, ema_decay=ema_decay)
             phases = [Phase(entry, folder / entry.name, train) for entry in settings.phases]
             train_stage2(settings, 0, phases, held_out, folder, ranks, progress)
 
@@ -158,6 +159,7 @@ class Run:
     """Rank 0 kills itself with signal 9 when so many train_steps are done."""
     bad_gradient: tuple[int, int] | None = None
     """(rank, its call of the loss): from there the gradient comes back as NaN, the loss is as ever."""
+    ema_decay: float | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     """Of the engine."""
 
@@ -233,7 +235,7 @@ def _rank(run: Run, rank: int, meeting: Path) -> None:
 
     config = engine_config(run.num_ranks, run.zero_stage, run.precision, **run.settings)
     try:
-        run_rank(run.stage, run.folder, config, meeting.resolve(), rank, progress)
+        run_rank(run.stage, run.folder, config, meeting.resolve(), rank, progress, ema_decay=run.ema_decay)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

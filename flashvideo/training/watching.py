@@ -1,0 +1,64 @@
+"""What one run of the loop leaves to look at: losses, faults, validations, TensorBoard scalars, the share of time stalled."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+from flashvideo.config import EngineConfig
+from flashvideo.training.metrics import LossLog, StepRecord, Validation
+from flashvideo.training.scalars import Scalars
+
+log = logging.getLogger("flashvideo")
+
+
+class Watcher:
+    """The first rank's files; the other ranks' does nothing."""
+
+    def __init__(self, folder: Path, config: EngineConfig, train_step: int, is_first: bool) -> None:
+        """`train_step`: done; lines after it, of an attempt that was killed, are cut."""
+        self.config, self._is_first = config, is_first
+        self._losses, self._faults, self._validations = (LossLog(folder / f"{name}.jsonl") for name in ("losses", "faults", "validations"))
+        self._scalars = Scalars(folder / "tensorboard" if is_first and config.watch.tensorboard else None, train_step)
+        self._seconds = self._waited = 0.0
+        if is_first:
+            for lines in (self._losses, self._faults, self._validations):
+                lines.resume(train_step)
+
+    def step(self, record: StepRecord, last: bool) -> None:
+        self._seconds += record.seconds
+        self._waited += record.wait_seconds
+        if self._is_first and (last or record.train_step % self.config.log_every == 0):
+            self._losses.append(asdict(record))
+            shown = ("loss", "grad_norm", "learning_rate", "seconds", "stall_share")
+            self._scalars.add(record.train_step, "train", {name: getattr(record, name) for name in shown})
+
+    def fault(self, train_step: int, fault: str) -> None:
+        if self._is_first:
+            self._faults.append({"train_step": train_step, "policy": self.config.spikes.policy, "fault": fault})
+
+    def rewind(self, train_step: int) -> None:
+        """What came after that train_step is done anew or left out."""
+        if self._is_first:
+            self._losses.resume(train_step)
+            self._validations.resume(train_step)
+
+    def validation(self, train_step: int, validation: Validation) -> None:
+        """Also warns of a collapse."""
+        if not self._is_first:
+            return
+        collapsed = validation.collapsed(self.config.watch.collapse_below)
+        if collapsed:
+            log.warning("train_step %d: %s", train_step, collapsed)
+        self._validations.append({"train_step": train_step, "collapsed": collapsed, **asdict(validation)})
+        self._scalars.add(train_step, "validation", {"loss": validation.loss, **validation.by_bin})
+        self._scalars.add(train_step, "std_ratio", validation.std_ratio)
+        self._scalars.add(train_step, "sharpness_ratio", validation.sharpness_ratio)
+
+    def summary(self) -> str:
+        share = self._waited / self._seconds if self._seconds else 0.0
+        return f"waited for batches {share:.1%} of {self._seconds:.1f} s in train_steps, {self.config.loader_workers} loader workers"
+
+    def close(self) -> None:
+        self._scalars.close()
