@@ -163,6 +163,8 @@ def load_networks(folder: Path, device: torch.device | None = None) -> Networks:
         "aesthetic": lambda: _aesthetic(folder, device),
         "quality": lambda: _musiq(folder, device),
         "dinov2": lambda: _dinov2(folder, device),
+        "action": lambda: _umt(folder, device),
+        "video_text": lambda: _viclip(folder, device),
     }
     absent = missing_weights(folder)
     return Networks(**{field: build() for field, build in builders.items() if field not in absent}, absent=absent)
@@ -176,6 +178,8 @@ WANTED: dict[str, tuple[Weights, ...]] = {
     "aesthetic": (AESTHETIC,),
     "quality": (MUSIQ,),
     "dinov2": (DINOV2,),
+    "action": (UMT, KINETICS),
+    "video_text": (VICLIP, CLIP_B),
 }
 """Files of each network, by field of Networks."""
 
@@ -195,7 +199,10 @@ def _state(path: Path) -> dict[str, torch.Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises what pickle, zip and its own reader raise
         raise ValueError(f"{path} cannot be read as weights: {error}") from None
-    return state.get("params", state) if isinstance(state, dict) else dict(state)
+    for wrapper in ("params", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            return dict(state[wrapper])
+    return dict(state)
 
 
 def _fitted(module: torch.nn.Module, path: Path) -> torch.nn.Module:
@@ -246,6 +253,25 @@ def _dinov2(folder: Path, device: torch.device | None) -> Dinov2Encoder:
 
     place = folder / DINOV2.name
     return Dinov2Encoder("transformers dinov2-base", _hub_folder(place, Dinov2Model.from_pretrained), _folder_identity(place), device)
+
+
+def _umt(folder: Path, device: torch.device | None) -> Pretrained:
+    from flashvideo.evaluation.networks.umt import UmtActions, build_umt, kinetics_labels
+
+    path = folder / UMT.name
+    return UmtActions(build_umt(_state(path)), kinetics_labels(folder / KINETICS.name), file_sha256(path), device)
+
+
+def _viclip(folder: Path, device: torch.device | None) -> Pretrained:
+    from transformers import CLIPTokenizerFast
+
+    from flashvideo.evaluation.networks.viclip import Viclip, ViclipEncoder
+
+    path = folder / VICLIP.name
+    tokenizer = _hub_folder(folder / CLIP_B.name, CLIPTokenizerFast.from_pretrained)  # the same vocabulary
+    model = Viclip()
+    _fitted(model, path)
+    return ViclipEncoder(model, file_sha256(path), tokenizer, device)
 
 
 def _hub_folder(folder: Path, load: Callable[..., Any]) -> Any:
