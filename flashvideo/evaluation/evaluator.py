@@ -67,6 +67,8 @@ class Evaluator:
                 tally.problems.append(Problem(kind="unreadable", item=item.path.name, message=str(error)))
             except _OtherFrames as error:
                 tally.problems.append(Problem(kind="frames", item=item.path.name, message=str(error)))
+            except ValueError as error:
+                tally.problems.append(Problem(kind="video", item=item.path.name, message=f"{item.path.name}: {error}"))
         if progress is not None:
             progress(len(mine), len(mine))
         return tally

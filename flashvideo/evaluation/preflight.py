@@ -10,7 +10,6 @@ from flashvideo.evaluation.clip_plan import ClipSpan, clip_seconds, plan_clips
 from flashvideo.evaluation.protocol import VBenchProtocol
 from flashvideo.evaluation.suite import Problem, VideoItem
 from flashvideo.evaluation.video_frames import VideoFacts, probe
-from flashvideo.video_files import VideoFileError
 
 CHOSEN_FRAMES = {
     "object_class": 16,
@@ -29,7 +28,8 @@ CHOSEN_FRAMES = {
 class Preflight:
     """What was found and what is to come."""
 
-    videos: int
+    items: tuple[VideoItem, ...]
+    """The videos that can be scored."""
     frames: int
     sizes: dict[str, int]
     """ "1920x1080, 8 frames/s, 49 frames" -> videos."""
@@ -43,7 +43,7 @@ class Preflight:
 
     def lines(self) -> list[str]:
         """As text."""
-        text = [f"{self.videos} videos, {self.frames} frames"]
+        text = [f"{len(self.items)} videos, {self.frames} frames"]
         text += [f"  {count:>6} x {size}" for size, count in sorted(self.sizes.items())]
         text += [f"  {count:>6} videos of {clips} clip{'s' if clips != 1 else ''}" for clips, count in sorted(self.clips.items())]
         text += [f"  {name:<24}{count:>10} passes" for name, count in self.passes.items()]
@@ -54,41 +54,50 @@ class Preflight:
 
 
 def look(items: Sequence[VideoItem], protocol: VBenchProtocol, expected_frames: int | None = None) -> Preflight:
-    """Probes every video (no decoding). Unreadable ones, and other lengths than the most common, are problems."""
-    facts: list[tuple[VideoItem, VideoFacts]] = []
+    """Probes every video (no decoding). One that cannot be scored is a fatal problem; another length than most is told."""
+    good: list[tuple[VideoItem, VideoFacts, tuple[ClipSpan, ...]]] = []
     problems: list[Problem] = []
     for item in items:
         try:
-            facts.append((item, probe(item.path)))
-        except VideoFileError as error:
+            facts = probe(item.path)
+            fault = _fault(item, facts, protocol, expected_frames)
+            if fault is None:
+                good.append((item, facts, _spans(item, facts, protocol)))
+            else:
+                problems.append(fault)
+        except ValueError as error:  # VideoFileError, or a rate without clips
             problems.append(Problem(kind="unreadable", item=item.path.name, message=str(error)))
-    usual = expected_frames or (Counter(found.frames for _, found in facts).most_common(1)[0][0] if facts else 0)
-    for item, found in facts:
-        if found.frames != usual:
-            message = f"{item.path.name} has {found.frames} frames, {'expected are' if expected_frames else 'most have'} {usual}"
-            problems.append(Problem(kind="frames", item=item.path.name, message=message, fatal=expected_frames is not None))
+    usual = Counter(facts.frames for _, facts, _ in good).most_common(1)[0][0] if good else 0
     sizes: Counter[str] = Counter()
-    clips: Counter[int] = Counter()
     passes: Counter[str] = Counter()
-    peak = 0
-    for item, found in facts:
-        if expected_frames is not None and found.frames != expected_frames:
-            continue
-        spans = _spans(item, found, protocol)
-        sizes[f"{found.width}x{found.height}, {found.frame_rate_hz:g} frames/s, {found.frames} frames"] += 1
-        clips[len(spans)] += 1
+    for item, facts, spans in good:
+        if facts.frames != usual:
+            message = f"{item.path.name} has {facts.frames} frames, most have {usual}"
+            problems.append(Problem(kind="frames", item=item.path.name, message=message, fatal=False))
+        sizes[f"{facts.width}x{facts.height}, {facts.frame_rate_hz:g} frames/s, {facts.frames} frames"] += 1
         for name in item.dimensions:
-            passes[name] += sum(_passes(name, span.frames, found.frame_rate_hz, protocol) for span in spans)
-        peak = max(peak, _peak_bytes(item, found, protocol))
+            passes[name] += sum(_passes(name, span.frames, facts.frame_rate_hz, protocol) for span in spans)
     return Preflight(
-        videos=sum(clips.values()),
-        frames=sum(found.frames for item, found in facts if expected_frames in (None, found.frames)),
+        items=tuple(item for item, _, _ in good),
+        frames=sum(facts.frames for _, facts, _ in good),
         sizes=dict(sizes),
-        clips=dict(clips),
+        clips=dict(Counter(len(spans) for _, _, spans in good)),
         passes=dict(sorted(passes.items())),
-        peak_bytes=peak,
+        peak_bytes=max((_peak_bytes(item, facts, protocol) for item, facts, _ in good), default=0),
         problems=tuple(problems),
     )
+
+
+def _fault(item: VideoItem, facts: VideoFacts, protocol: VBenchProtocol, expected_frames: int | None) -> Problem | None:
+    """Why a readable video cannot be scored."""
+    name = item.path.name
+    if expected_frames is not None and facts.frames != expected_frames:
+        message = f"{name} has {facts.frames} frames, {expected_frames} are expected; it is left out"
+        return Problem(kind="frames", item=name, message=message)
+    if protocol.re_encode != "none" and (facts.height % 2 or facts.width % 2):
+        message = f"{name} is {facts.width}x{facts.height} px; writing it again needs even sizes (--re-encode none keeps them)"
+        return Problem(kind="size", item=name, message=message)
+    return None
 
 
 def _spans(item: VideoItem, facts: VideoFacts, protocol: VBenchProtocol) -> tuple[ClipSpan, ...]:

@@ -42,7 +42,7 @@ class Problem(Record):
     """One thing wrong with one item."""
 
     kind: str
-    """missing, duplicate, name, unreadable, frames, size, case, static, dimension."""
+    """missing, duplicate, name, case (of a folder); unreadable, frames, size, video, dimension, static (of a video); score (of a file)."""
     item: str
     message: str
     fatal: bool = True

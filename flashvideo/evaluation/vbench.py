@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,8 @@ from pydantic import ValidationError
 from flashvideo.evaluation.fusion import TABLE_FILES, read_mapping_tables
 from flashvideo.evaluation.preflight import look
 from flashvideo.evaluation.protocol import VBenchProtocol, file_sha256
-from flashvideo.evaluation.suite import Problem, Suite, SuiteError, find_videos, read_prompts
+from flashvideo.evaluation.published import TABLE_1
+from flashvideo.evaluation.suite import Problem, SuiteError, VideoItem, find_videos, read_prompts
 from flashvideo.evaluation.totals import DIMENSIONS
 
 if TYPE_CHECKING:
@@ -91,8 +93,8 @@ def protocol_of(options: argparse.Namespace) -> VBenchProtocol:
         raise VBenchMistake(f"{listed}: {error.strerror}") from None
 
 
-def networks_of(options: argparse.Namespace) -> Networks:
-    """From the weights' folder, with stand-ins where they are asked for."""
+def networks_of(options: argparse.Namespace, fields: set[str]) -> Networks:
+    """Those of `fields` from the weights' folder, with stand-ins where they are asked for."""
     import torch
 
     from flashvideo.evaluation.networks.interfaces import Networks
@@ -101,7 +103,7 @@ def networks_of(options: argparse.Namespace) -> Networks:
 
     if options.weights is not None and not options.weights.is_dir():
         raise VBenchMistake(f"--weights {options.weights} is no folder")
-    found = load_networks(options.weights or NO_WEIGHTS, torch.device(options.device))
+    found = load_networks(options.weights or NO_WEIGHTS, torch.device(options.device), fields)
     if not options.stand_ins:
         return found
     labels = tuple(sorted({prompt.text.lower().split("person is ")[-1] for prompt, _ in read_prompts(options.prompts)}))
@@ -121,7 +123,7 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         _tell_absent(options, protocol, chosen)
         return 0
-    outcome, scored, kept = _evaluate(options, protocol, suite, shard, shards, chosen)
+    outcome, scored, kept = _evaluate(options, protocol, before.items, (*suite.problems, *before.problems), (shard, shards))
     print(f"{scored} videos scored, {kept} were there already")
     print("\n".join(table(outcome)))
     if not any(one.score is not None for one in outcome.dimensions):
@@ -130,45 +132,51 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _evaluate(
-    options: argparse.Namespace, protocol: VBenchProtocol, suite: Suite, shard: int, shards: int, chosen: tuple[str, ...]
+    options: argparse.Namespace, protocol: VBenchProtocol, items: Sequence[VideoItem], known: tuple[Problem, ...], shard: tuple[int, int]
 ) -> tuple[VBenchResults, int, int]:
     """Scores, writes the results and the reference's files."""
     from flashvideo.evaluation.evaluator import Evaluator
     from flashvideo.evaluation.exchange import write_exchange
-    from flashvideo.evaluation.rules import build_rules
+    from flashvideo.evaluation.rules import build_rules, needed
     from flashvideo.evaluation.score_store import ScoreStore
     from flashvideo.evaluation.vbench_results import VBENCH_RESULTS_FILE, assemble
 
-    fuses = protocol.suite == "vbench_long" and protocol.slow_fast and set(chosen) & set(TABLE_FILES)
+    shown = {name for item in items for name in item.dimensions}
+    fuses = protocol.suite == "vbench_long" and protocol.slow_fast and shown & set(TABLE_FILES)
     if fuses and options.vbench_data is None:
         raise VBenchMistake("--vbench-data is missing: slow-fast fusion reads its mapping tables there; or take --no-slow-fast")
     tables = read_mapping_tables(options.vbench_data) if fuses else {}
-    judge = Evaluator(protocol, build_rules(networks_of(options), protocol), ScoreStore(options.out / "scores"), options.frames)
-    tally = judge.evaluate(suite.items, shard, shards, _progress)
-    left_out = {problem.item for problem in tally.problems if problem.kind in ("unreadable", "frames")}
-    items = [item for item in suite.items if item.path.name not in left_out]
-    outcome = assemble(protocol, items, judge.score_of, tables, judge.rules.absent, (*suite.problems, *tally.problems))
+    networks = networks_of(options, {field for name in shown for field in needed(name, protocol)})
+    judge = Evaluator(protocol, build_rules(networks, protocol), ScoreStore(options.out / "scores"), options.frames)
+    tally = judge.evaluate(items, *shard, _progress)
+    outcome = assemble(protocol, items, judge.score_of, tables, judge.rules.absent, (*known, *tally.problems))
     _tell(tally.problems)
     _write(options.out / VBENCH_RESULTS_FILE, outcome.model_dump(mode="json"))
     write_exchange(options.out, "results", outcome, items)
     return outcome, tally.scored, tally.kept
 
 
-def table(outcome: VBenchResults) -> list[str]:
-    """The 16 dimensions and the totals, percent."""
-    lines = []
+def table(outcome: VBenchResults, beside: str = "FlashVideo 8fps") -> list[str]:
+    """The 16 dimensions and the totals, percent, beside a row of the paper's Table 1."""
+    paper = next(row for row in TABLE_1 if row.model == beside)
+    lines = [f"  {'':<24}{'score':>8}  {'95 %':<16}  paper, {beside}"]
     for one in outcome.dimensions:
+        printed = f"{paper.dimensions[one.dimension]:.2f}"
         if one.score is None:
-            lines.append(f"  {one.dimension:<24}{'-':>8}  {one.reason}")
-            continue
-        bounds = f"  [{100 * one.low:.2f}, {100 * one.high:.2f}]" if one.low is not None and one.high is not None else ""
-        lines.append(f"  {one.dimension:<24}{100 * one.score:>8.2f}{bounds}{'  STAND-IN' if one.stand_in else ''}")
+            lines.append(f"  {one.dimension:<24}{'-':>8}  {'':<16}  {printed:>6}  {one.reason}")
+        else:
+            bounds = _bounds(None if one.low is None else 100 * one.low, None if one.high is None else 100 * one.high)
+            lines.append(f"  {one.dimension:<24}{100 * one.score:>8.2f}  {bounds:<16}  {printed:>6}{'  STAND-IN' if one.stand_in else ''}")
     for name in ("quality", "semantic", "total"):
-        value = outcome.totals[name]
-        if value is not None:
-            low, high = outcome.intervals.get(name, (None, None))
-            lines.append(f"  {name:<24}{value:>8.2f}" + (f"  [{low:.2f}, {high:.2f}]" if low is not None and high is not None else ""))
+        if (value := outcome.totals[name]) is not None:
+            lines.append(
+                f"  {name:<24}{value:>8.2f}  {_bounds(*outcome.intervals.get(name, (None, None))):<16}  {getattr(paper, name):>6.2f}"
+            )
     return lines + [f"  ! {note}" for note in outcome.notes]
+
+
+def _bounds(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"[{low:.2f}, {high:.2f}]"
 
 
 def _dimensions(text: str | None) -> tuple[str, ...]:

@@ -83,6 +83,36 @@ def test_a_bad_video_is_counted_and_fails_only_where_asked(folder, capsys):
     assert results.of("temporal_flickering").score == 1
 
 
+def test_another_length_is_left_out_though_it_was_scored_before(folder):
+    options = ("--stand-ins", "--no-slow-fast")
+    write_video(folder / "videos" / "a lake-1.mp4", np.full((8, 32, 48, 3), 99, np.uint8), 8, crf=0)
+    main(arguments(folder, *options))
+    assert (
+        len(VBenchResults.model_validate_json((folder / "out" / "vbench_results.json").read_bytes()).of("temporal_flickering").videos) == 2
+    )
+    main(arguments(folder, *options, "--frames", "20"))
+    results = VBenchResults.model_validate_json((folder / "out" / "vbench_results.json").read_bytes())
+    assert [video.video for video in results.of("temporal_flickering").videos] == ["a lake-0"]
+    assert [problem.message for problem in results.problems if problem.fatal] == [
+        "a lake-1.mp4 has 8 frames, 20 are expected; it is left out"
+    ]
+
+
+def test_odd_sizes_cannot_be_written_again(folder, capsys):
+    import av
+
+    with av.open(str(folder / "videos" / "a lake-0.mp4"), "w") as container:  # yuv444p takes odd sizes
+        stream = container.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 47, 31, "yuv444p"
+        for _ in range(16):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((31, 47, 3), 99, np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    options = ("--stand-ins", "--no-slow-fast", "--dimensions", "temporal_flickering,dynamic_degree")
+    assert main(arguments(folder, *options)) == 0
+    assert main(arguments(folder, *options, "--re-encode", "crf23", "--dry-run")) == 0
+    assert "x size: a lake-0.mp4 is 47x31 px; writing it again needs even sizes" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -7,7 +7,7 @@ folder and says which file is wanted where one is absent.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -150,8 +150,10 @@ class MusiqQuality(Pretrained):
 # ---- from a folder
 
 
-def load_networks(folder: Path, device: torch.device | None = None) -> Networks:
+def load_networks(folder: Path, device: torch.device | None = None, fields: Collection[str] | None = None) -> Networks:
     """Every network whose weights lie in `folder`; the others are told in `absent`, with the file and where it comes from.
+
+    `fields`: only these fields of Networks are built.
 
     Raises ValueError for a file that is there and does not fit.
     """
@@ -167,7 +169,8 @@ def load_networks(folder: Path, device: torch.device | None = None) -> Networks:
         "video_text": lambda: _viclip(folder, device),
     }
     absent = missing_weights(folder)
-    return Networks(**{field: build() for field, build in builders.items() if field not in absent}, absent=absent)
+    wanted = [field for field in builders if field not in absent and (fields is None or field in fields)]
+    return Networks(**{field: builders[field]() for field in wanted}, absent=absent)
 
 
 WANTED: dict[str, tuple[Weights, ...]] = {
