@@ -44,7 +44,7 @@ def probe(path: Path) -> VideoFacts:
             facts = VideoFacts(packets, float(stream.average_rate or 0), stream.codec_context.height, stream.codec_context.width)
             named = stream.frames
     except (av.FFmpegError, OSError) as error:
-        raise VideoFileError(f"{path.name} cannot be read as a video: {error}") from None
+        raise VideoFileError(f"{path.name} cannot be read as a video: {error.strerror}") from None
     if packets == 0 or facts.frame_rate_hz <= 0:
         raise VideoFileError(f"{path.name} holds {packets} frames at {facts.frame_rate_hz:g} frames/s")
     if named and packets < named:
@@ -60,10 +60,12 @@ def decoded_frames(path: Path) -> Iterator[np.ndarray]:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
             for frame in container.decode(stream):
+                if frame.is_corrupt:
+                    raise VideoFileError(f"{path.name} is damaged at frame {count}")
                 yield frame.to_ndarray(format="rgb24")
                 count += 1
     except (av.FFmpegError, OSError) as error:
-        raise VideoFileError(f"{path.name} cannot be decoded after {count} frames: {error}") from None
+        raise VideoFileError(f"{path.name} cannot be decoded after {count} frames: {error.strerror}") from None
 
 
 class ClipWriter:

@@ -47,6 +47,7 @@ ENTRIES = [
     {"prompt_en": "a zoom", "dimension": ["temporal_style"]},
     {"prompt_en": "a person is marching", "dimension": ["human_action"]},
 ]
+HOSTILE = Path(__file__).resolve().parents[3] / "shared" / "corpus" / "hostile"
 TABLES = {name: MappingTable(((0.0, 0.0), (1.0, 1.0))) for name in ("subject_consistency", "background_consistency")}
 
 
@@ -321,6 +322,27 @@ def test_a_truncated_file_is_told_by_its_index(tmp_path):
     (tmp_path / "b.mp4").write_bytes(data[: len(data) // 2])
     with pytest.raises(VideoFileError, match=r"b\.mp4 "):
         list(decoded_frames(tmp_path / "b.mp4")) if probe(tmp_path / "b.mp4") else None
+
+
+@pytest.mark.corpus
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("corrupted_packets.mp4", "damaged|cannot be decoded"),
+        ("truncated_faststart.mp4", "truncated|damaged|cannot be decoded"),
+        ("truncated_no_moov.mp4", "cannot be read as a video"),
+        ("empty.mp4", "cannot be read as a video"),
+        ("text_named.mp4", "cannot be read as a video"),
+        ("audio_only.mp4", "has no video stream"),
+    ],
+)
+def test_hostile_files_are_named(name, message):
+    path = HOSTILE / name
+    if not path.is_file():
+        pytest.skip(f"{name} is absent")
+    with pytest.raises(VideoFileError, match=message):
+        probe(path)
+        list(decoded_frames(path))
 
 
 def test_an_empty_folder_and_a_wrong_suite_are_refused(prompts, tmp_path):
