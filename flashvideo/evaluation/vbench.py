@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--stand-ins", action="store_true", help="closed-form stand-ins for the networks that are absent; marked in the results"
     )
+    made.add_argument("--fill-from", type=Path, help="eval_results.json of another evaluator: its scores where ours are missing")
     made.add_argument("--device", default="cpu")
     made.add_argument(
         "--shard", default="0/1", metavar="I/N", help="score only every N-th video from I on; the last to end sees all scores"
@@ -136,10 +137,10 @@ def _evaluate(
 ) -> tuple[VBenchResults, int, int]:
     """Scores, writes the results and the reference's files."""
     from flashvideo.evaluation.evaluator import Evaluator
-    from flashvideo.evaluation.exchange import write_exchange
+    from flashvideo.evaluation.exchange import read_eval_results, write_exchange
     from flashvideo.evaluation.rules import build_rules, needed
     from flashvideo.evaluation.score_store import ScoreStore
-    from flashvideo.evaluation.vbench_results import VBENCH_RESULTS_FILE, assemble
+    from flashvideo.evaluation.vbench_results import VBENCH_RESULTS_FILE, assemble, with_imported
 
     shown = {name for item in items for name in item.dimensions}
     fuses = protocol.suite == "vbench_long" and protocol.slow_fast and shown & set(TABLE_FILES)
@@ -148,9 +149,13 @@ def _evaluate(
     tables = read_mapping_tables(options.vbench_data) if fuses else {}
     networks = networks_of(options, {field for name in shown for field in needed(name, protocol)})
     judge = Evaluator(protocol, build_rules(networks, protocol), ScoreStore(options.out / "scores"), options.frames)
+    filled = None if options.fill_from is None else read_eval_results(options.fill_from)
     tally = judge.evaluate(items, *shard, _progress)
-    outcome = assemble(protocol, items, judge.score_of, tables, judge.rules.absent, (*known, *tally.problems))
-    _tell(tally.problems)
+    problems = (*tally.problems, *(filled.problems if filled else ()))
+    outcome = assemble(protocol, items, judge.score_of, tables, judge.rules.absent, (*known, *problems))
+    if filled is not None:
+        outcome = with_imported(outcome, filled.scores, options.fill_from.name)
+    _tell(problems)
     _write(options.out / VBENCH_RESULTS_FILE, outcome.model_dump(mode="json"))
     write_exchange(options.out, "results", outcome, items)
     return outcome, tally.scored, tally.kept
@@ -166,7 +171,9 @@ def table(outcome: VBenchResults, beside: str = "FlashVideo 8fps") -> list[str]:
             lines.append(f"  {one.dimension:<24}{'-':>8}  {'':<16}  {printed:>6}  {one.reason}")
         else:
             bounds = _bounds(None if one.low is None else 100 * one.low, None if one.high is None else 100 * one.high)
-            lines.append(f"  {one.dimension:<24}{100 * one.score:>8.2f}  {bounds:<16}  {printed:>6}{'  STAND-IN' if one.stand_in else ''}")
+            lines.append(
+                f"  {one.dimension:<24}{100 * one.score:>8.2f}  {bounds:<16}  {printed:>6}{'  STAND-IN' if one.stand_in else ''}{one.imported and f'  from {one.imported}'}"
+            )
     for name in ("quality", "semantic", "total"):
         if (value := outcome.totals[name]) is not None:
             lines.append(

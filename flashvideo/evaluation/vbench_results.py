@@ -17,6 +17,7 @@ from flashvideo.evaluation.suite import Problem, VideoItem
 from flashvideo.evaluation.totals import DIMENSIONS, totals
 
 VBENCH_RESULTS_FILE = "vbench_results.json"
+MISSING_NOTE = " dimensions are missing, so there is no total; the reference would count them as 0"
 
 
 class VideoValue(Record):
@@ -43,6 +44,8 @@ class DimensionOutcome(Record):
     metric: str = ""
     """Rule version and networks."""
     stand_in: bool = False
+    imported: str = ""
+    """File that the score was read from; its protocol is not known."""
     reason: str = ""
     videos: tuple[VideoValue, ...] = ()
 
@@ -97,6 +100,24 @@ def assemble(
     )
 
 
+def with_imported(results: VBenchResults, scores: Mapping[str, float], origin: str) -> VBenchResults:
+    """The results with scores of somebody's file, 0-1, where ours are missing; totals anew, no interval for them."""
+    outcomes = tuple(
+        one.model_copy(update={"score": scores[one.dimension], "imported": origin, "reason": ""})
+        if one.score is None and one.dimension in scores
+        else one
+        for one in results.dimensions
+    )
+    taken = [one.dimension for one in outcomes if one.imported]
+    note = (f"{len(taken)} dimensions are read from {origin} ({', '.join(taken)}): their protocol is not known",) if taken else ()
+    missing = sum(one.score is None for one in outcomes)
+    kept = tuple(text for text in results.notes if not text.endswith(MISSING_NOTE)) + note
+    if missing:
+        kept = (f"{missing} of {len(outcomes)}{MISSING_NOTE}", *kept)
+    found = asdict(totals({one.dimension: one.score for one in outcomes if one.score is not None}))
+    return results.model_copy(update={"dimensions": outcomes, "totals": found, "notes": kept})
+
+
 def _outcome(name: str, scored: Sequence[Scored], parts: Sequence[Part]) -> DimensionOutcome:
     extras = {one.item.name: {clip: score.extras for clip, score in one.score.clips.items() if score.extras} for one in scored}
     score = dimension_score(parts)
@@ -123,7 +144,7 @@ def _notes(protocol: VBenchProtocol, outcomes: Sequence[DimensionOutcome]) -> li
     fake = [one.dimension for one in outcomes if one.stand_in]
     notes = []
     if missing:
-        notes.append(f"{len(missing)} of {len(outcomes)} dimensions are missing, so there is no total; the reference would count them as 0")
+        notes.append(f"{len(missing)} of {len(outcomes)}{MISSING_NOTE}")
     if fake:
         notes.append(f"STAND-IN networks scored {len(fake)} dimensions ({', '.join(fake)}): these numbers mean nothing")
     if protocol.suite == "vbench_long" and protocol.re_encode == "none":

@@ -1,6 +1,7 @@
 """Videos for the evaluator: facts without decoding, frames one at a time, clips written again in memory.
 
-Frames are uint8 H W 3 (RGB), decoded by PyAV with one thread.
+Frames are uint8 H W 3 (RGB), decoded by PyAV with one thread: the same pixels as decord's and OpenCV's, which VBench reads
+with. Of several video streams the best counts, as there.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ def probe(path: Path) -> VideoFacts:
     """Raises VideoFileError for a file that is no video, or whose index names more frames than it holds."""
     try:
         with av.open(str(path)) as container:
-            if not container.streams.video:
+            stream = container.streams.best("video")
+            if stream is None:
                 raise VideoFileError(f"{path.name} has no video stream")
-            stream = container.streams.video[0]
             packets = sum(1 for packet in container.demux(stream) if packet.size)
             facts = VideoFacts(packets, float(stream.average_rate or 0), stream.codec_context.height, stream.codec_context.width)
             named = stream.frames
@@ -57,7 +58,7 @@ def decoded_frames(path: Path) -> Iterator[np.ndarray]:
     count = 0
     try:
         with av.open(str(path)) as container:
-            stream = container.streams.video[0]
+            stream = container.streams.best("video")
             stream.codec_context.thread_count = 1
             for frame in container.decode(stream):
                 if frame.is_corrupt:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flashvideo.evaluation.exchange import read_eval_results
+from flashvideo.evaluation.totals import DIMENSIONS
 from flashvideo.evaluation.vbench import main
 from flashvideo.evaluation.vbench_results import VBenchResults
 from flashvideo.video_files import write_video
@@ -96,6 +98,25 @@ def test_another_length_is_left_out_though_it_was_scored_before(folder):
     assert [problem.message for problem in results.problems if problem.fatal] == [
         "a lake-1.mp4 has 8 frames, 20 are expected; it is left out"
     ]
+
+
+def test_missing_dimensions_are_filled_from_another_evaluators_file(folder, capsys):
+    scores = dict.fromkeys(DIMENSIONS, [0.5, []]) | {"scene": [math.nan, []], "dynamic_degree": [0.75, []]}
+    (folder / "theirs.json").write_text(json.dumps(scores))
+    options = ("--stand-ins", "--no-slow-fast", "--fill-from", str(folder / "theirs.json"))
+    assert main(arguments(folder, *options)) == 0
+    results = VBenchResults.model_validate_json((folder / "out" / "vbench_results.json").read_bytes())
+    assert (results.of("dynamic_degree").score, results.of("dynamic_degree").imported) == (0, "")  # ours stays
+    assert (results.of("color").score, results.of("color").imported) == (0.5, "theirs.json")
+    assert results.of("scene").score is None
+    assert results.totals["missing"] == ["scene"]
+    told = capsys.readouterr().out
+    assert "x score: theirs.json: scene is nan, not a number; it counts as missing" in told
+    assert "1 of 16 dimensions are missing" in told
+    assert "12 of 16" not in told
+    (folder / "theirs.json").write_text(json.dumps(scores | {"scene": [0.5, []]}))
+    assert main(arguments(folder, *options)) == 0
+    assert VBenchResults.model_validate_json((folder / "out" / "vbench_results.json").read_bytes()).totals["total"] is not None
 
 
 def test_odd_sizes_cannot_be_written_again(folder, capsys):
