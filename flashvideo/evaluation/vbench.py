@@ -171,9 +171,8 @@ def table(outcome: VBenchResults, beside: str = "FlashVideo 8fps") -> list[str]:
             lines.append(f"  {one.dimension:<24}{'-':>8}  {'':<16}  {printed:>6}  {one.reason}")
         else:
             bounds = _bounds(None if one.low is None else 100 * one.low, None if one.high is None else 100 * one.high)
-            lines.append(
-                f"  {one.dimension:<24}{100 * one.score:>8.2f}  {bounds:<16}  {printed:>6}{'  STAND-IN' if one.stand_in else ''}{one.imported and f'  from {one.imported}'}"
-            )
+            origin = "  STAND-IN" if one.stand_in else f"  from {one.imported}" if one.imported else ""
+            lines.append(f"  {one.dimension:<24}{100 * one.score:>8.2f}  {bounds:<16}  {printed:>6}{origin}")
     for name in ("quality", "semantic", "total"):
         if (value := outcome.totals[name]) is not None:
             lines.append(

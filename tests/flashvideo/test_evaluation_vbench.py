@@ -101,7 +101,7 @@ def test_another_length_is_left_out_though_it_was_scored_before(folder):
 
 
 def test_missing_dimensions_are_filled_from_another_evaluators_file(folder, capsys):
-    scores = dict.fromkeys(DIMENSIONS, [0.5, []]) | {"scene": [math.nan, []], "dynamic_degree": [0.75, []]}
+    scores = {name: [0.5, []] for name in DIMENSIONS} | {"scene": [math.nan, []], "dynamic_degree": [0.75, []]}
     (folder / "theirs.json").write_text(json.dumps(scores))
     options = ("--stand-ins", "--no-slow-fast", "--fill-from", str(folder / "theirs.json"))
     assert main(arguments(folder, *options)) == 0
