@@ -8,9 +8,11 @@ frame is brought to 360 px and stored.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ import numpy as np
 
 from curation.config import DecodeConfig, ShotsConfig
 from curation.shots import ClipCutter, CutDetector, Span, clip_id
-from curation.tracks import TrackFacts, TrackWriter, thumbnail_path
+from curation.tracks import VERSION as TRACK_VERSION
+from curation.tracks import TrackFacts, TrackWriter, pass_path, thumbnail_path, track_exists
 from curation.video import (
     BLACK_LUMA,
     TIME_TOLERANCE_US,
@@ -101,7 +104,34 @@ class _Candidate:
 
 
 def run_pass(task: PassTask) -> PassResult:
-    """Decodes the source once and writes its track. Raises MediaError when not one frame can be decoded."""
+    """Decodes the source once and writes its track. Raises MediaError when not one frame can be decoded.
+
+    A pass by equal settings that is finished, but whose result a killed job did not commit, is read and not made again.
+    """
+    found = finished_pass(task)
+    return _run(task) if found is None else found
+
+
+def finished_pass(task: PassTask) -> PassResult | None:
+    """What a pass by these settings found, where its track is whole; else None."""
+    if not track_exists(task.tracks, task.source_id):
+        return None
+    path = pass_path(task.tracks, task.source_id)
+    stored = json.loads(path.read_text()) if path.is_file() else {}
+    if stored.get("settings") != _settings_hash(task):
+        return None
+    result = stored["result"]
+    return PassResult(**{**result, "clips": [ClipFacts(**clip) for clip in result["clips"]]})
+
+
+def _settings_hash(task: PassTask) -> str:
+    """Everything that a track of given bytes depends on."""
+    decode = task.decode.model_dump(mode="json", exclude={"deadline_s", "memory_bytes", "attempts"})
+    facts = [PASS_VERSION, TRACK_VERSION, task.media_type, task.frame_rate_hz, decode, task.shots.model_dump(mode="json")]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _run(task: PassTask) -> PassResult:
     with open_media(task.uri) as (container, stream):
         events = decode_media(container, stream)
         early: list[Decoded] = []
@@ -118,7 +148,9 @@ def run_pass(task: PassTask) -> PassResult:
             work = _Pass(task, facts, geometry, writer)
             for event in _chain(early, events):
                 work.push(event)
-            return work.finish()
+            result = work.finish()
+            writer.found = {"settings": _settings_hash(task), "result": asdict(result)}
+            return result
 
 
 def _chain(early: list[Decoded], rest: Iterator[Decoded]) -> Iterator[Decoded]:

@@ -2,9 +2,10 @@
 
     tracks/<source_id>.arrow       a row per decoded frame or refused packet; every 1/8 s with the picture at 360 px
     tracks/<source_id>.keys.arrow  a row per key frame of a clip: JPEG, bars, perceptual hash
+    tracks/<source_id>.pass.json   what the pass found and by which settings, for a job that was killed before its commit
     tracks/thumbs/<clip_id>.jpg    a small picture of the clip
 
-Arrow IPC files, zstd, written beside and renamed (the keys first: a track whose .arrow exists is whole).
+Arrow IPC files, zstd, written beside and renamed (the frames last: a track whose .arrow exists is whole).
 Pictures are I420 without loss (luma, then two half-size chroma planes), upright, square pixels, in the source's
 own range and matrix (schema metadata).
 """
@@ -73,10 +74,13 @@ class TrackFacts:
 
 
 class TrackWriter:
-    """Writes both files of a track; as a context manager it puts them in place at a clean end and removes them otherwise."""
+    """Writes the files of a track; as a context manager it puts them in place at a clean end and removes them otherwise."""
 
     def __init__(self, folder: Path, facts: TrackFacts) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self.found: dict[str, Any] = {}
+        """What .pass.json will hold; set before the clean end."""
+        self._found_path = pass_path(folder, facts.source_id)
         self._paths = [folder / f"{facts.source_id}.keys.arrow", folder / f"{facts.source_id}.arrow"]
         self._beside = [path.with_name(f".{path.name}.{os.getpid()}.part") for path in self._paths]
         options = pa.ipc.IpcWriteOptions(compression="zstd")
@@ -118,11 +122,21 @@ class TrackWriter:
             self._frames.close()
             for sink in self._sinks:
                 sink.close()
-        for beside, path in zip(self._beside, self._paths, strict=True):
-            if kind is None:
-                os.replace(beside, path)
-            else:
+        if kind is not None:
+            for beside in self._beside:
                 beside.unlink(missing_ok=True)
+            return
+        self._paths[-1].unlink(missing_ok=True)  # a kill from here on leaves no track, never one of two passes
+        beside = self._found_path.with_name(f".{self._found_path.name}.{os.getpid()}.part")
+        beside.write_text(json.dumps(self.found))
+        os.replace(beside, self._found_path)
+        for beside, path in zip(self._beside, self._paths, strict=True):
+            os.replace(beside, path)
+
+
+def pass_path(folder: Path, source_id: str) -> Path:
+    """Where it is written what a pass found."""
+    return folder / f"{source_id}.pass.json"
 
 
 def track_exists(folder: Path, source_id: str) -> bool:

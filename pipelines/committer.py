@@ -11,8 +11,11 @@ import pyarrow as pa
 from curation.store import Store
 from pipelines.executor import Part, RowFailure
 
-COMMIT_ROWS, COMMIT_S = 2000, 10.0
-"""So much work is redone at most after a kill."""
+COMMIT_ROWS = 50_000
+"""At most so many rows wait in memory."""
+COMMIT_SHARE, COMMIT_S = 0.05, 1.0
+"""A commit is due when the last one was this share of the time since, but not sooner than COMMIT_S: what a kill loses is
+20 commits' worth of time, whatever the table's size, and committing costs a twentieth of the job."""
 
 
 class ColumnCommitter:
@@ -24,7 +27,7 @@ class ColumnCommitter:
         self._identity = rows.select(["clip_id", "source_id", "uri"]).to_pylist()
         self._outputs: dict[str, list[pa.RecordBatch]] = {}
         self._failures: list[RowFailure] = []
-        self._waiting, self._last = 0, time.monotonic()
+        self._waiting, self._last, self._due_s = 0, time.monotonic(), COMMIT_S
         self.seconds: Counter[str] = Counter()
         self.rows_in: Counter[str] = Counter()
         self.rows_failed: Counter[str] = Counter()
@@ -40,11 +43,12 @@ class ColumnCommitter:
         self.failed_rows.update(failure.row for failure in part.failures)
         self._failures += part.failures
         self._waiting += len(part.rows)
-        if self._waiting >= COMMIT_ROWS or time.monotonic() - self._last > COMMIT_S:
+        if self._waiting >= COMMIT_ROWS or time.monotonic() - self._last > self._due_s:
             self.flush()
 
     def flush(self) -> None:
         """Commits everything that was taken: columns, then errors."""
+        begin = time.monotonic()
         tables = {step: pa.Table.from_batches(batches).sort_by("clip_id") for step, batches in self._outputs.items()}
         for together in _same_rows(tables):
             self._store.merge_columns("clips", together)
@@ -54,6 +58,7 @@ class ColumnCommitter:
             done = [clip_id for clip_id in table["clip_id"].to_pylist() if clip_id not in failed]
             self._store.resolve_errors(self._job, step, clip_ids=done)
         self._outputs, self._failures, self._waiting, self._last = {}, [], 0, time.monotonic()
+        self._due_s = max(COMMIT_S, (self._last - begin) / COMMIT_SHARE)
 
     def _error(self, failure: RowFailure) -> dict[str, object]:
         return {

@@ -28,6 +28,8 @@ from curation.step import Batch, Lineage, Resources, StepError
 from curation.tracks import ClipTrack, read_clip_track
 from curation.video import resize
 
+PROXY_VERSION = "3"
+"""Bumped when motion_proxy comes out differently from equal settings."""
 TICK_US = 125_000
 RUNS = 3
 """Clips with more than max_pairs pairs: this many runs of neighbouring pairs, at the start, middle and end."""
@@ -346,7 +348,7 @@ TRACK_COLUMNS: tuple[str, ...] = ("clip_id", "source_id", "start_us", "end_us")
 def motion_proxy_lineage(config: MotionConfig, track_run: str) -> Lineage:
     """What made motion_proxy."""
     model = "OpenCV DIS, texture guard (flashvideo-motion/1)"
-    return Lineage("score", "motion_proxy", "3", model, parameters={"max_pairs": config.max_pairs, "track": track_run})
+    return Lineage("score", "motion_proxy", PROXY_VERSION, model, parameters={"max_pairs": config.max_pairs, "track": track_run})
 
 
 class MotionProxyStep:

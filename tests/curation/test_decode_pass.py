@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -139,6 +140,21 @@ def test_a_memory_cap_is_an_outcome(tmp_path: Path) -> None:
     supervised.close()
     assert isinstance(outcome, Failure)
     assert outcome.code in ("out_of_memory", "crashed")
+
+
+def test_a_finished_pass_that_was_not_committed_is_not_made_again(tmp_path: Path) -> None:
+    """The bytes are gone after the first pass: what comes without an error was read; other settings must decode."""
+    film = write_film(tmp_path / "a.mp4", moving(96, 128, 40, (2, 1)))
+    task = task_for(film, tmp_path / "tracks")
+    result = run_pass(task)
+    assert len(result.clips) == 1
+    film.write_bytes(b"")
+    assert run_pass(task) == result
+    with pytest.raises(MediaError, match="0 bytes"):
+        run_pass(replace(task, shots=ShotsConfig(min_duration_s=1.0, clip_duration_s=1.25)))
+    (tmp_path / "tracks" / "a.arrow").unlink()
+    with pytest.raises(MediaError, match="0 bytes"):
+        run_pass(task)
 
 
 def test_equal_passes_write_equal_tracks(tmp_path: Path) -> None:
