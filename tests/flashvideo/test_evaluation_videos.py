@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ from flashvideo.evaluation.confidence import bootstrap, clips_that_fit, grid_pla
 from flashvideo.evaluation.evaluator import Evaluator
 from flashvideo.evaluation.fusion import MappingTable
 from flashvideo.evaluation.networks.stand_ins import MeanColourEncoder, stand_in_networks
+from flashvideo.evaluation.networks.umt import kinetics_labels
 from flashvideo.evaluation.protocol import VBenchProtocol
 from flashvideo.evaluation.published import TABLE_1
 from flashvideo.evaluation.rules import build_rules
 from flashvideo.evaluation.score_store import ScoreStore, VideoScore
-from flashvideo.evaluation.scores import ClipScore, Prompt
+from flashvideo.evaluation.scores import ClipFacts, ClipScore, Prompt
 from flashvideo.evaluation.suite import SuiteError, VideoItem, find_videos, read_prompts
 from flashvideo.evaluation.totals import DIMENSIONS
 from flashvideo.evaluation.vbench_results import VBenchResults, assemble
@@ -47,7 +49,8 @@ ENTRIES = [
     {"prompt_en": "a zoom", "dimension": ["temporal_style"]},
     {"prompt_en": "a person is marching", "dimension": ["human_action"]},
 ]
-HOSTILE = Path(__file__).resolve().parents[3] / "shared" / "corpus" / "hostile"
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+HOSTILE, VBENCH = SHARED / "corpus" / "hostile", SHARED / "vbench"
 TABLES = {name: MappingTable(((0.0, 0.0), (1.0, 1.0))) for name in ("subject_consistency", "background_consistency")}
 
 
@@ -400,6 +403,28 @@ def test_own_videos_are_named_by_a_list(tmp_path):
     suite = find_videos(tmp_path / "v", read_prompts(tmp_path / "mine.json"))
     assert [(item.name, item.prompt.text, item.index) for item in suite.items] == [("take 1", "a cat", 0)]
     assert suite.problems == ()
+
+
+@pytest.mark.corpus
+def test_every_prompt_of_vbench_can_be_scored(tmp_path):
+    """944 prompts; each dimension finds what it looks for, each action is a Kinetics class, one pair differs by case."""
+    if not (VBENCH / "VBench_full_info.json").is_file():
+        pytest.skip("VBench_full_info.json is absent")
+    prompts = read_prompts(VBENCH / "VBench_full_info.json")
+    assert len(prompts) == 944
+    assert sum(set(prompt.dimensions) >= {"appearance_style", "overall_consistency"} for prompt, _ in prompts) == 2
+    rules = build_rules(stand_in_networks(kinetics_labels(VBENCH / "kinetics_400_categories.txt")), protocol())
+    counts = Counter()
+    for prompt, _ in prompts:
+        for name in prompt.dimensions:
+            rules.dimensions[name].start(ClipFacts(49, 8, 270, 480), prompt)
+            counts[name] += 1
+    assert (counts["dynamic_degree"], counts["human_action"], counts["scene"], counts["temporal_style"]) == (72, 100, 86, 100)
+    (tmp_path / "A person is marching-0.mp4").write_bytes(b"")
+    suite = find_videos(tmp_path, prompts)
+    assert [item.prompt.text for item in suite.items] == ["A person is marching"]
+    told = Counter(problem.kind for problem in suite.problems)
+    assert told == {"missing": 944, "case": 1}
 
 
 # ---- how sure
