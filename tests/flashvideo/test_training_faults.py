@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import Run, engine_config, loss_lines, run_rank, spoil_gradients
+from tiny_training import Run, engine_config, loss_lines, run_rank, spoil_gradients, weight_digests
 
 from flashvideo.config import SpikeConfig
 from flashvideo.objectives.diffusion import DiffusionObjective
@@ -136,3 +136,31 @@ def test_a_last_checkpoint_that_cannot_be_written_stops_and_a_relaunch_goes_on(t
     resumed: list[int] = []
     run_rank(1, tmp_path, engine_config(1, 2), tmp_path / "second", progress=lambda *state: resumed.append(state[0]))
     assert resumed == [9, 10]
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_and_ends_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Interrupted(Exception):
+        pass
+
+    def stop(done: int, total: int, unit: str, note: str) -> None:
+        if done == 9:
+            raise Interrupted
+
+    whole, damaged = tmp_path / "whole", tmp_path / "damaged"
+    for folder in (whole, damaged):
+        folder.mkdir()
+    run_rank(1, whole, engine_config(1, 2), whole / "meeting")
+    with pytest.raises(Interrupted):
+        run_rank(1, damaged, engine_config(1, 2), damaged / "first", progress=stop)
+    state = damaged / "checkpoints" / "step-00000008" / "state-00000.safetensors"
+    content = bytearray(state.read_bytes())
+    content[-1] ^= 1
+    state.write_bytes(content)
+    resumed: list[int] = []
+    with caplog.at_level(logging.WARNING):
+        run_rank(1, damaged, engine_config(1, 2), damaged / "second", progress=lambda *said: resumed.append(said[0]))
+    assert "step-00000008 is damaged (state-00000.safetensors has other bytes than were written); using the one before it" in caplog.text
+    assert resumed[0] == 5
+    assert loss_lines(damaged) == loss_lines(whole) and weight_digests(damaged / "stage1") == weight_digests(whole / "stage1")
