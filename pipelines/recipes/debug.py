@@ -99,10 +99,10 @@ def _stage1() -> Stage1Config:
         lora=LoraConfig(rank=64, alpha=64),
         shape=PATCH,
         objective=DiffusionConfig(),
-        optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=5, schedule="cosine", clip_grad_norm=1.0),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=5, schedule="cosine", clip_grad_norm=1.0),
         engine=CPU_ENGINE,
-        iterations=100,
-        batch_size=12,
+        iterations=120,
+        batch_size=16,
         validation_samples=12,
     )
 
