@@ -26,7 +26,8 @@ class FrameShape(Settings):
     """Pixels of one training or generation sample, (frames, height, width)."""
 
     frames: int = 49
-    """8k+1, so that the VAE's first frame stands alone and latents are odd in number; 49 = 6 s at 8 fps (4.2)."""
+    """8k+1, so that the VAE's first frame stands alone and latents are odd in number; 49 = 6 s at 8 fps (4.2). Or 5: the
+    two latents of the paper's 1080p ablation, whose first frame the VAE's chunks split off by themselves."""
     height: int = 1072
     """Pixels, a multiple of 16 (8x VAE, 2x patch). "1080p" is 1072 (code: floor to 16)."""
     width: int = 1920
@@ -34,10 +35,10 @@ class FrameShape(Settings):
 
     @model_validator(mode="after")
     def _divides(self) -> FrameShape:
-        if self.frames < 1 or (self.frames - 1) % 8 != 0 or self.frames == 0:
+        if self.frames != 5 and (self.frames < 1 or (self.frames - 1) % 8 != 0):
             low = max(1, (self.frames - 1) // 8 * 8 + 1)
             raise ValueError(
-                f"frames = {self.frames} is not 8k+1 (the VAE keeps the first frame alone and packs the others by 4, "
+                f"frames = {self.frames} is neither 8k+1 nor 5 (the VAE keeps the first frame alone and packs the others by 4, "
                 f"in pairs); use {low} or {low + 8}"
             )
         for side in ("height", "width"):

@@ -113,7 +113,7 @@ def test_mistakes_in_a_file_get_one_line(text, message, tmp_path):
 
 
 SIZES = {
-    "frames are 8k+1": ("stage1.shape.frames=10", "frames = 10 is not 8k+1"),
+    "frames are 8k+1": ("stage1.shape.frames=10", "frames = 10 is neither 8k+1 nor 5"),
     "height divides by 16": ("stage1.shape.height=270", "height = 270 px does not divide by 16 (8x VAE times 2x patch); use 256 or 272"),
     "width divides by 16": ("stage2.phases.0.shape.width=100", "width = 100 px does not divide by 16"),
     "the batch divides over the ranks": ("stage1.batch_size=15", "batch size 15 does not divide over 2 ranks; use 14"),
@@ -235,3 +235,10 @@ def test_smaller_presets_keep_the_curriculum(name):
 def test_dump_is_plain_json():
     data = json.loads(dump(preset("paper")))
     assert data["stage2"]["phases"][3]["iterations"] == 700
+
+
+def test_five_frames_are_a_shape_too():
+    """The paper's 1080p ablation: two latents."""
+    from flashvideo.config import FrameShape
+
+    assert FrameShape(frames=5, height=1072, width=1920).latent_shape == (2, 134, 240)

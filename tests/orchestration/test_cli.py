@@ -111,7 +111,7 @@ def test_unwritable_root(tmp_path: Path):
     [
         ("stage1.batch_size=15", "15 does not divide over 2 ranks; use 14"),
         ("stage2.phases.3.shape.height=130", "130 px does not divide by 16"),
-        ("stage1.shape.frames=10", "frames = 10 is not 8k+1"),
+        ("stage1.shape.frames=10", "frames = 10 is neither 8k+1 nor 5"),
     ],
 )
 def test_sizes_that_do_not_divide(tmp_path: Path, override: str, said: str):
