@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from curation.config import DecodeConfig
-from curation.sources import SourceFile
+from curation.remote import RemoteError, fetch
+from curation.sources import SourceFile, is_remote
 from curation.step import Lineage
 from curation.supervised import Failure, SupervisedFunction
 from curation.video import Probe
@@ -60,7 +61,9 @@ class Ingester:
 
     def __call__(self, file: SourceFile) -> IngestResult:
         try:
-            source_id = hash_file(file.uri)
+            source_id = _content_hash(file)
+        except RemoteError as error:
+            return IngestResult(file, None, None, Failure("unreachable", str(error), 1, 0.0))
         except OSError as error:
             return IngestResult(file, None, None, Failure("unreadable", f"{file.uri}: {error.strerror}", 1, 0.0))
         found = self._probe(file.uri)
@@ -70,6 +73,13 @@ class Ingester:
 
     def close(self) -> None:
         self._probe.close()
+
+
+def _content_hash(file: SourceFile) -> str:
+    """Downloads a remote file first, outside the probe's deadline; its copy is read once more against its hash."""
+    if is_remote(file.uri):
+        return fetch(file.uri, (file.bytes, file.modified_ns), verify=True).sha256[:32]
+    return hash_file(file.uri)
 
 
 def hash_file(path: str) -> str:

@@ -1,11 +1,13 @@
-"""Which files a run reads: folders, globs, lists and single files, expanded to one sorted listing. Light."""
+"""Which files a run reads: folders, globs, lists, single files and addresses, expanded to one sorted listing. Light."""
 
 from __future__ import annotations
 
+import csv
 import glob
-import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 VIDEO_SUFFIXES = frozenset(
     [
@@ -30,7 +32,9 @@ VIDEO_SUFFIXES = frozenset(
     ]
 )
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".heic"])
-LIST_SUFFIXES = frozenset({".txt"})
+LIST_SUFFIXES = frozenset({".txt", ".csv", ".parquet"})
+LIST_COLUMNS = ("uri", "url", "path", "file")
+"""Columns of a .csv or .parquet list that are taken unasked; `list.csv#NAME` names another."""
 
 
 class SourceError(ValueError):
@@ -42,6 +46,7 @@ class SourceFile:
     """One file to curate."""
 
     uri: str
+    """Absolute path, or address (s3://, gs://, https://)."""
     bytes: int
     modified_ns: int
 
@@ -58,64 +63,159 @@ class Listing:
 def list_sources(sources: tuple[str, ...]) -> Listing:
     """Every media file that the sources name. Raises SourceError for a missing path or when nothing is found.
 
-    A folder is read recursively, hidden files left out; a glob may use `**`; a .txt names one path a line
-    (relative to itself, # starts a comment). A file named directly is taken whatever its suffix.
+    A folder is read recursively, hidden files left out; a glob may use `**`. Addresses are files, folders or globs too
+    (`curation.remote`). A list names one path or address an entry: .txt a line (# starts a comment), .csv and .parquet
+    a row of column uri, url, path or file, or of the column that `list.csv#NAME` names; paths are relative to the list.
+    A file named directly or by a list is taken whatever its suffix.
     """
     found: dict[str, SourceFile] = {}
     ignored: set[str] = set()
     for source in sources:
-        before = len(found)
-        for path, named in _expand(source):
-            if named or path.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
-                stat = path.stat()
-                uri = str(path.resolve())
-                found[uri] = SourceFile(uri, stat.st_size, stat.st_mtime_ns)
-            else:
-                ignored.add(str(path.resolve()))
-        if len(found) == before and Path(source).is_dir() and not _any_known(found, source):
+        entries = list(_expand(source))
+        media = {file.uri: file for file, named in entries if named or suffix_of(file.uri) in VIDEO_SUFFIXES | IMAGE_SUFFIXES}
+        ignored |= {file.uri for file, _ in entries if file.uri not in media}
+        if not media and (is_remote(source) or Path(source).expanduser().is_dir()):
             raise SourceError(
-                f"source folder {source} holds no video or image ({len(ignored)} other files); "
+                f"source folder {source} holds no video or image ({len(entries)} other files); "
                 f"known suffixes: {' '.join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES))}"
             )
+        found |= media
     if not found:
         raise SourceError(f"the sources name no file: {', '.join(sources) or '(none given)'}")
-    return Listing(tuple(sorted(found.values())), tuple(sorted(ignored)))
+    return Listing(tuple(sorted(found.values())), tuple(sorted(ignored - set(found))))
 
 
-def _any_known(found: dict[str, SourceFile], folder: str) -> bool:
-    prefix = str(Path(folder).resolve()) + os.sep
-    return any(uri.startswith(prefix) for uri in found)
+def is_remote(uri: str) -> bool:
+    """Whether it is an address, not a path."""
+    return "://" in uri
 
 
-def _expand(source: str) -> list[tuple[Path, bool]]:
-    """(path, named directly) for everything that one entry of the sources stands for."""
+def suffix_of(uri: str) -> str:
+    """The file name's suffix in lower case, with its dot."""
+    path = urlsplit(uri).path if uri.startswith(("http://", "https://")) else uri
+    return PurePosixPath(path).suffix.lower()
+
+
+def _expand(source: str) -> Iterable[tuple[SourceFile, bool]]:
+    """(file, named directly) for everything that one entry of the sources stands for."""
+    named, column = _split_column(source)
+    if column is not None or (suffix_of(named) in LIST_SUFFIXES and (is_remote(named) or Path(named).expanduser().is_file())):
+        return _listed(named, column)
+    if is_remote(source):
+        from curation.remote import list_remote
+
+        return list_remote(source)
     path = Path(source).expanduser()
     if path.is_dir():
-        return [(p, False) for p in sorted(path.rglob("*")) if p.is_file() and not _hidden(p.relative_to(path))]
+        return [(_local(p), False) for p in sorted(path.rglob("*")) if p.is_file() and not _hidden(p.relative_to(path))]
     if path.is_file():
-        if path.suffix.lower() in LIST_SUFFIXES:
-            return _read_list(path)
-        return [(path, True)]
+        return [(_local(path), True)]
     if glob.has_magic(source):
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
         if not matches:
             raise SourceError(f"source pattern {source} matches no file")
-        return [(p, False) for p in matches if p.is_file()]
+        return [(_local(p), False) for p in matches if p.is_file()]
     raise SourceError(f"source {source} does not exist (looked for a file, a folder, a list or a pattern)")
+
+
+def _local(path: Path) -> SourceFile:
+    stat = path.stat()
+    return SourceFile(str(path.resolve()), stat.st_size, stat.st_mtime_ns)
 
 
 def _hidden(relative: Path) -> bool:
     return any(part.startswith(".") for part in relative.parts)
 
 
-def _read_list(path: Path) -> list[tuple[Path, bool]]:
-    entries = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        text = line.split("#", 1)[0].strip() if line.lstrip().startswith("#") else line.strip()
-        if not text:
+def _split_column(source: str) -> tuple[str, str | None]:
+    """`list.csv#NAME` as (list.csv, NAME); a file whose name holds a # stays whole."""
+    name, mark, column = source.rpartition("#")
+    if not mark or suffix_of(name) not in (".csv", ".parquet") or (not is_remote(source) and Path(source).expanduser().exists()):
+        return source, None
+    return name, column
+
+
+def _listed(source: str, column: str | None) -> Iterator[tuple[SourceFile, bool]]:
+    """Every file that a list names."""
+    folder, path = source.rsplit("/", 1)[0], Path(source).expanduser()
+    if is_remote(source):
+        from curation.remote import RemoteError, check_address, fetch, list_each
+
+        check_address(source)
+        try:
+            [file] = list_each([source])
+            path = fetch(source, (file.bytes, file.modified_ns)).path
+        except RemoteError as error:
+            raise SourceError(str(error)) from None
+    elif not path.is_file():
+        raise SourceError(f"source list {source} does not exist")
+    remote: list[str] = []
+    for where, text in _entries(path, source, column):
+        if is_remote(text) or is_remote(source):
+            remote.append(text if is_remote(text) else f"{folder}/{text}")
             continue
-        entry = (path.parent / text).expanduser()
+        entry = path.parent / Path(text).expanduser()
         if not entry.is_file():
-            raise SourceError(f"{path}, line {number}: {text} does not exist")
-        entries.append((entry, True))
-    return entries
+            raise SourceError(f"{source}, {where}: {text} does not exist")
+        yield _local(entry), True
+    if remote:
+        from curation.remote import list_each
+
+        yield from ((file, True) for file in list_each(remote))
+
+
+def _entries(path: Path, source: str, column: str | None) -> Iterator[tuple[str, str]]:
+    """(line or row, entry) of a list. Raises SourceError for a column that is absent and an entry that is empty."""
+    suffix = suffix_of(source)
+    if suffix == ".txt":
+        try:
+            lines = path.read_text().splitlines()
+        except UnicodeDecodeError:
+            raise SourceError(f"source list {source} is not a text file") from None
+        yield from ((f"line {number}", line.strip()) for number, line in enumerate(lines, 1) if line.strip() and line.strip()[0] != "#")
+        return
+    values = _csv_column(path, source, column) if suffix == ".csv" else _parquet_column(path, source, column)
+    for number, value in enumerate(values, 1):
+        if not value or not value.strip():
+            raise SourceError(f"{source}, row {number} has no path; leave such rows out of the list")
+        yield f"row {number}", value.strip()
+
+
+def _csv_column(path: Path, source: str, column: str | None) -> list[str | None]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            name = _column_of(source, list(reader.fieldnames or []), column)
+            return [row[name] for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SourceError(f"source list {source} is no CSV file: {error}") from None
+
+
+def _parquet_column(path: Path, source: str, column: str | None) -> list[str | None]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+        name = _column_of(source, file.schema_arrow.names, column)
+        values = file.read([name])[name]
+    except pa.ArrowException as error:
+        raise SourceError(f"source list {source} is no Parquet file: {str(error).splitlines()[0]}") from None
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        raise SourceError(f"column {name} of source list {source} is {values.type}; paths are text")
+    paths: list[str | None] = values.to_pylist()
+    return paths
+
+
+def _column_of(source: str, names: list[str], column: str | None) -> str:
+    """The column that holds the paths."""
+    known = ", ".join(names) or "(none)"
+    if column is not None:
+        if column in names:
+            return column
+        raise SourceError(f"source list {source} has no column {column!r}; columns: {known}")
+    found = [name for name in LIST_COLUMNS if name in names]
+    if len(found) != 1:
+        what = f"columns {' and '.join(found)}" if found else f"none of the columns {', '.join(LIST_COLUMNS)}"
+        raise SourceError(f"source list {source} has {what}; say which holds the paths: {source}#NAME (columns: {known})")
+    return found[0]

@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 from av.codec.context import Flags
 
+from curation.remote import RemoteError, local_path
 from curation.sources import IMAGE_SUFFIXES
 
 MICROSECONDS = 1_000_000
@@ -114,13 +115,13 @@ class Geometry:
 @contextmanager
 def open_media(uri: str) -> Iterator[tuple[Any, Any]]:
     """(container, first video stream), closed afterwards. Raises MediaError with a code that says why not."""
-    path = Path(uri)
+    path = _path_of(uri)
     if not path.exists():
         raise MediaError("missing", f"{uri} does not exist; was it moved after ingest?")
     if path.stat().st_size == 0:
         raise MediaError("empty_file", f"{uri} holds 0 bytes; copy it again")
     try:
-        container = av.open(_literal(uri), metadata_errors="ignore")
+        container = av.open(_literal(str(path)), metadata_errors="ignore")
     except av.error.FFmpegError as error:
         raise _open_error(path, error) from None
     try:
@@ -132,9 +133,17 @@ def open_media(uri: str) -> Iterator[tuple[Any, Any]]:
         container.close()
 
 
-def _literal(uri: str) -> str:
+def _path_of(uri: str) -> Path:
+    """Where the bytes lie: the path, or the copy of a remote file."""
+    try:
+        return local_path(uri)
+    except RemoteError as error:
+        raise MediaError("unreachable", str(error)) from None
+
+
+def _literal(path: str) -> str:
     """An URL that names exactly this path: ffmpeg would read `a:b` as a protocol and `%d` as an image sequence."""
-    return f"file:{uri}"
+    return f"file:{path}"
 
 
 def _open_error(path: Path, error: av.error.FFmpegError) -> MediaError:
@@ -197,7 +206,7 @@ def _first_frame(container: Any, stream: Any, uri: str) -> av.VideoFrame:
     for event in decode_media(container, stream):
         if event.frame is not None:
             return event.frame
-    with open(uri, "rb") as file:
+    with open(_path_of(uri), "rb") as file:
         head = file.read(1 << 20)
     if b"encv" in head or b"sinf" in head:
         raise MediaError("encrypted", f"{uri}: the video track is encrypted and no picture can be decoded")

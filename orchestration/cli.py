@@ -54,7 +54,10 @@ RootOption = Annotated[Path | None, typer.Option("--root", help="Run root: every
 SourcesOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--sources", metavar="PATH [PATH ...]", help="Videos, images, folders, patterns or .txt lists. Default: rendered samples."
+        "--sources",
+        metavar="PATH [PATH ...]",
+        help="Videos, images, folders, patterns, lists (.txt, .csv, .parquet; list.csv#COLUMN), here or at s3://, gs://, https://. "
+        "Default: rendered samples.",
     ),
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print every job, its resources, inputs, outputs and state; start nothing.")]

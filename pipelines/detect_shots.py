@@ -14,10 +14,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation.config import CurationConfig
+from curation.config import CurationConfig, DecodeConfig
 from curation.decode_pass import PASS_VERSION, PassResult, PassTask
 from curation.expression import any_of
+from curation.remote import RemoteError, fetch
 from curation.schema import CLIPS, SOURCES
+from curation.sources import is_remote
 from curation.step import Lineage
 from curation.store import Store
 from curation.supervised import Failure, SupervisedFunction
@@ -32,6 +34,8 @@ log = logging.getLogger("flashvideo.detect_shots")
 COMMIT_SOURCES, COMMIT_S = 200, 20.0
 DECODE_PASS = "curation.decode_pass:run_pass"
 """What the child processes run."""
+UNREACHABLE, CHANGED = "unreachable", "changed"
+"""Error codes of remote files that were not decoded."""
 LOST_FRAMES = 2
 """Declared frames that may be absent without a word: containers count frames that edit lists hide."""
 SPLIT = ("uri", "status", "decoded_frames", "corrupt_frames", "cuts_us", "shots_run")
@@ -85,13 +89,7 @@ def _decode_all(context: JobContext, store: Store, lineage: Lineage, todo: list[
         )
         for row in todo
     ]
-    build = partial(
-        SupervisedFunction,
-        DECODE_PASS,
-        config.decode.deadline_s,
-        config.decode.memory_bytes,
-        config.decode.attempts,
-    )
+    build = partial(DecodePass, config.decode)
     total, done, failed = done_before + len(todo), done_before, 0
     context.progress.update(done, total, "files")
     waiting: list[tuple[dict[str, Any], PassResult | Failure]] = []
@@ -107,6 +105,28 @@ def _decode_all(context: JobContext, store: Store, lineage: Lineage, todo: list[
             waiting, last_commit = [], time.monotonic()
     _commit(store, lineage, waiting)
     return failed
+
+
+class DecodePass:
+    """The decode pass of one source in a child process. A remote file is fetched first, outside the child's deadline."""
+
+    def __init__(self, config: DecodeConfig) -> None:
+        self._run = SupervisedFunction(DECODE_PASS, config.deadline_s, config.memory_bytes, config.attempts)
+
+    def __call__(self, task: PassTask) -> PassResult | Failure:
+        if is_remote(task.uri):
+            begin = time.monotonic()
+            try:
+                found = fetch(task.uri).sha256[:32]
+            except RemoteError as error:
+                return Failure(UNREACHABLE, str(error), 1, time.monotonic() - begin)
+            if found != task.source_id:
+                return Failure(CHANGED, f"{task.uri} has other bytes than at ingest; run again", 1, time.monotonic() - begin)
+        result: PassResult | Failure = self._run(task)
+        return result
+
+    def close(self) -> None:
+        self._run.close()
 
 
 def _commit(store: Store, lineage: Lineage, results: list[tuple[dict[str, Any], PassResult | Failure]]) -> None:
@@ -134,7 +154,8 @@ def _commit(store: Store, lineage: Lineage, results: list[tuple[dict[str, Any], 
 def _source_row(source: dict[str, Any], result: PassResult | Failure, lineage: Lineage) -> dict[str, Any]:
     if isinstance(result, Failure):
         facts: dict[str, Any] = dict.fromkeys(("decoded_frames", "corrupt_frames", "cuts_us"))
-        return {"uri": source["uri"], "status": "failed", **facts, "shots_run": lineage.run_id}
+        tried = None if result.code in (UNREACHABLE, CHANGED) else lineage.run_id  # the file was not decoded: try again
+        return {"uri": source["uri"], "status": "failed", **facts, "shots_run": tried}
     return {
         "uri": source["uri"],
         "status": "split",

@@ -67,6 +67,7 @@ def run(context: JobContext) -> Report:
 def _is_known(row: dict[str, Any] | None, file: Any, run_id: str) -> bool:
     return (
         row is not None
+        and row["source_id"] is not None  # it could not be read: a server may answer now
         and row["ingest_run"] == run_id
         and (row["bytes"], row["modified_ns"]) == (file.bytes, file.modified_ns)
     )  # fmt: skip

@@ -60,7 +60,7 @@ class Recipe(Settings):
 
     name: str
     sources: tuple[str, ...] = ()
-    """Files, folders, globs or lists (.txt) of videos and images. Empty: the rendered samples."""
+    """Files, folders, globs or lists (.txt, .csv, .parquet) of videos and images, as paths or addresses. Empty: the rendered samples."""
     seed: int = 0
     curation: CurationConfig = CurationConfig()
     vae: VaeConfig = VaeConfig()

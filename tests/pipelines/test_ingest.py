@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from curated_root import make_sources, recipe_for, rows_by_name, run_jobs
 from generated_films import CORPUS, moving, write_film
+from object_server import Bucket, s3_server
 
 from curation.sources import SourceError
 from curation.store import Store
 from pipelines.artifacts import Workspace
 from pipelines.executor import FailedShareError
+from pipelines.recipe import load
 
 
 @pytest.fixture
@@ -52,6 +54,31 @@ def test_a_second_run_touches_only_what_is_new_or_changed(tmp_path: Path, source
     assert rows_by_name(workspace, "sources")["two.mp4"]["present"] is False
     [error] = Store.open(workspace.store).read("errors").to_pylist()
     assert error["resolved"], "the file is a film now"
+
+
+def test_films_in_a_bucket_are_fetched_once_and_cut_into_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLASHVIDEO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test-key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
+    film = write_film(tmp_path / "pan.mp4", moving(96, 128, 60, (1, 0), seed=1)).read_bytes()
+    other = write_film(tmp_path / "tilt.mp4", moving(96, 128, 60, (0, 1), seed=2)).read_bytes()
+    with s3_server() as (endpoint, buckets):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        films = buckets["films"] = Bucket({"a/pan.mp4": (film, 1.7e9), "b/copy.mp4": (film, 1.7e9)})
+        workspace, recipe = (
+            Workspace(tmp_path / "root"),
+            load("debug", ("runtime.backend=local", "runtime.workers=1"), sources=("s3://films",)),
+        )
+        first = run_jobs(workspace, recipe, "ingest", "detect_shots")
+        assert first["ingest"].counts["duplicates"] == 1
+        assert films.reads == ["a/pan.mp4", "b/copy.mp4"], "one download a file, for both jobs"
+        clips = Store.open(workspace.store).read("clips", ["uri", "start_us"]).to_pylist()
+        assert {clip["uri"] for clip in clips} == {"s3://films/a/pan.mp4"}
+        films.objects["c/tilt.mp4"] = (other, 1.7e9)
+        second = run_jobs(workspace, recipe, "ingest", "detect_shots")
+    assert second["ingest"].counts["probed_now"] == 1
+    assert films.reads[2:] == ["c/tilt.mp4"]
+    assert Store.open(workspace.store).count("clips") > len(clips)
 
 
 def test_the_digest_does_not_depend_on_history(tmp_path: Path, sources: Path) -> None:
