@@ -143,9 +143,9 @@ def measure(folder: Path, rows: int, indexes: bool) -> None:
     results.append(("count by state", timed(lambda: clips.counts("state"), 3)))
     results.append(("count where motion and aesthetic", timed(lambda: clips.where(WHERE).count(), 3)))
     top = clips.where(WHERE).order_by("-aesthetic_proxy").limit(20)
-    results.append(("filter + top 20, id and score", timed(lambda: top.select("clip_id", "aesthetic_proxy").to_arrow(), 3)))
+    results.append(("filter + top 20, id and score", timed(lambda: top.columns("clip_id", "aesthetic_proxy").to_arrow(), 3)))
     results.append(("filter + top 20, all columns", timed(top.to_arrow, 3)))
-    one = clips.limit(1).select("clip_id").rows()[0]["clip_id"]
+    one = clips.limit(1).columns("clip_id").rows()[0]["clip_id"]
     results.append(("one clip by id", timed(lambda: clips.where(f"clip_id = '{one}'").to_arrow(), 3)))
     results.append(("histogram", timed(lambda: histogram(store, "motion_proxy"), 3)))
     results.append(("query command, whole process", timed(lambda: command(folder), 3)))

@@ -1,12 +1,13 @@
 """Questions to the store: rows by score, counts, histograms, contact sheets; as text, files or Arrow. Light: no torch.
 
-dataset = open_dataset("root/store")
-dataset.clips.where("motion_proxy >= 1.1").order_by("-aesthetic_proxy").limit(10).to_pandas()
+store = curation.open("root/store")
+store.clips.where("motion_proxy >= 1.1").order_by("-aesthetic_proxy").limit(10).to_pandas()
 """
 
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import os
@@ -25,10 +26,15 @@ from curation.store import MissingStoreError, Store, StoreError, lance, schema_o
 
 if TYPE_CHECKING:
     import pandas
+    from PIL.Image import Image
 
 FORMATS = ("table", "json", "csv", "parquet")
 TABLE_ROWS = 20
 """Rows of a printed table where no limit is given."""
+SHOWN_ROWS = 10
+"""Rows of a question in a notebook."""
+SHEET_CLIPS = 60
+"""Clips of a contact sheet where no limit is given."""
 CAPTION_WIDTH = 48
 
 DEFAULT_COLUMNS = {
@@ -57,15 +63,32 @@ DEFAULT_COLUMNS = {
 
 @dataclass(frozen=True)
 class Query:
-    """A question to one table, answered when it is read. Every method returns a new question."""
+    """A question to one table, answered when it is read. Every method that narrows it returns a new question."""
 
     store: Store
     table: str
     filters: tuple[str, ...] = ()
     order: tuple[str, ...] = ()
-    columns: tuple[str, ...] | None = None
+    chosen: tuple[str, ...] | None = None
+    """Columns that are read; None: all."""
     most: int | None = None
     at_tag: str | None = None
+
+    def __repr__(self) -> str:
+        """The question in words; nothing is read."""
+        words = [self.table if self.at_tag is None else f"{self.table} at {self.at_tag}"]
+        words += [f"where {' and '.join(f'({text})' if len(self.filters) > 1 else text for text in self.filters)}"] if self.filters else []
+        words += [f"order by {', '.join(self.order)}"] if self.order else []
+        words += [f"limit {self.most}"] if self.most is not None else []
+        words += [f"columns {', '.join(self.chosen)}"] if self.chosen is not None else []
+        return f"<{' '.join(words)}; {self.store.path}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the question, the number of its rows, and the first of them."""
+        shown = self if self.chosen is not None else self.columns(*_default_columns(self.table))
+        first = shown.limit(min(SHOWN_ROWS, self.most or SHOWN_ROWS)).to_pandas()
+        total = self.count() if self.most is None else min(self.most, self.count())
+        return f"<p>{html.escape(repr(self))}: {total} rows</p>{first.to_html(index=False, na_rep='–', max_cols=None)}"
 
     def where(self, text: str) -> Query:
         """Narrows to rows for which the filter text holds. Raises QueryError at once for a mistake."""
@@ -86,9 +109,9 @@ class Query:
             raise QueryError(f"limit is {count}; give 1 or more")
         return replace(self, most=count)
 
-    def select(self, *names: str) -> Query:
+    def columns(self, *names: str) -> Query:
         """Only these columns, in this order."""
-        return replace(self, columns=tuple(check_column(name, self.schema) for name in names))
+        return replace(self, chosen=tuple(check_column(name, self.schema) for name in names))
 
     def tag(self, name: str) -> Query:
         """Reads that release of the clips instead of the newest rows."""
@@ -99,13 +122,13 @@ class Query:
         return schema_of(self.table)
 
     def count(self) -> int:
-        """Rows that match; order and limit do not matter."""
+        """Rows that match, whatever the limit."""
         number: int = self.store.dataset(self.table, self.at_tag).count_rows(filter=self._filter)
         return number
 
     def to_arrow(self) -> pa.Table:
         """The rows. Without an order: sorted by key, unless a limit asks for just any rows."""
-        wanted = list(self.columns if self.columns is not None else self.schema.names)
+        wanted = list(self.chosen if self.chosen is not None else self.schema.names)
         orderings = [(name.lstrip("+-"), not name.startswith("-")) for name in self.order]
         orderings += [(key, True) for key in KEYS[self.table] if key not in [name for name, _ in orderings]]
         hidden = [name for name, _ in orderings if name not in wanted]
@@ -136,14 +159,21 @@ class Query:
         groups = rows.group_by(list(by)).aggregate([([], "count_all")]).rename_columns([*by, "count"])
         return groups.sort_by([("count", "descending"), *((name, "ascending") for name in by)])
 
-    def sheet(self, path: Path | str, thumbs_folder: Path | str) -> int:
-        """A contact sheet of the rows as PNG; returns the number of pictures found. Clips only."""
-        from curation.sheet import contact_sheet
+    def sheet(self, path: Path | str | None = None, thumbs_folder: Path | str | None = None) -> Image:
+        """The rows (without a limit the first 60) as a contact sheet, written to `path` as PNG where one is given. Clips only.
+
+        Thumbnails lie beside the store unless `thumbs_folder` names another place.
+        """
+        from curation.sheet import contact_sheet, draw_sheet
 
         if self.table != "clips":
             raise QueryError(f"contact sheets show clips; the table is {self.table}")
-        needed = self.select(*DEFAULT_COLUMNS["clips"])
-        return contact_sheet(needed.rows(), Path(thumbs_folder), Path(path))
+        thumbs = Path(thumbs_folder) if thumbs_folder is not None else Path(self.store.path).parent / "tracks" / "thumbs"
+        rows = self.limit(self.most or SHEET_CLIPS).columns(*DEFAULT_COLUMNS["clips"]).rows()
+        if path is not None:
+            contact_sheet(rows, thumbs, Path(path))
+        picture, _ = draw_sheet(rows, thumbs)
+        return picture
 
     @property
     def _filter(self) -> str | None:
@@ -152,10 +182,18 @@ class Query:
 
 
 class Dataset:
-    """A store for looking at; one attribute a table."""
+    """A store for looking at; one attribute a table: `clips`, `sources`, `captions`, `errors`, `runs`, ..."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{self.store.count(table):,} {table}" for table in TABLES)
+        return f"<store {self.store.path}: {counts}; {len(self.store.tags())} tags>"
+
+    def __dir__(self) -> list[str]:
+        """Tables too, for the notebook's completion."""
+        return sorted({*super().__dir__(), *TABLES})
 
     def __getattr__(self, table: str) -> Query:
         if table not in TABLES:
@@ -246,16 +284,25 @@ def run_query(
         if sheet is not None:
             if thumbs_folder is None:
                 raise QueryError("a contact sheet needs the folder of thumbnails")
-            found = query.limit(limit or 60).sheet(sheet, thumbs_folder)
+            found = _write_sheet(query.limit(limit or SHEET_CLIPS), Path(sheet), Path(thumbs_folder))
             note = f"\ncontact sheet: {sheet} ({found} pictures)" if format == "table" else ""
         if columns is None:
-            query = query.select(*_default_columns(table))
+            query = query.columns(*_default_columns(table))
         total = None
         if format == "table" and limit is None:
             query, total = query.limit(TABLE_ROWS), query.count()
         return _render(query.to_arrow(), format, output, total, shorten=columns is None) + note
     except StoreError as error:
         raise QueryError(str(error)) from None
+
+
+def _write_sheet(query: Query, path: Path, thumbs_folder: Path) -> int:
+    """A contact sheet as PNG; returns the number of thumbnails found."""
+    from curation.sheet import contact_sheet
+
+    if query.table != "clips":
+        raise QueryError(f"contact sheets show clips; the table is {query.table}")
+    return contact_sheet(query.columns(*DEFAULT_COLUMNS["clips"]).rows(), thumbs_folder, path)
 
 
 def _build(
@@ -276,7 +323,7 @@ def _build(
     if limit is not None:
         query = query.limit(limit)
     if columns is not None:
-        query = query.select(*_names(columns))
+        query = query.columns(*_names(columns))
     return query.tag(tag) if tag else query
 
 

@@ -20,7 +20,15 @@ BACKGROUND, BOX, INK, PALE = (250, 250, 248), (225, 225, 222), (25, 25, 25), (11
 
 
 def contact_sheet(rows: Sequence[Mapping[str, Any]], thumbs_folder: Path, path: Path, columns: int = 5) -> int:
-    """Writes the sheet; returns the number of thumbnails found. A clip without one gets an empty box that says so.
+    """Writes the sheet as PNG; returns the number of thumbnails found."""
+    sheet, found = draw_sheet(rows, thumbs_folder, columns)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, format="PNG")
+    return found
+
+
+def draw_sheet(rows: Sequence[Mapping[str, Any]], thumbs_folder: Path, columns: int = 5) -> tuple[Image, int]:
+    """The sheet, and the number of thumbnails found. A clip without one gets an empty box that says so.
 
     Rows hold clip_id, and of uri, start_us, end_us, scores, state, reject_reason, caption what is to be shown.
     """
@@ -45,9 +53,7 @@ def contact_sheet(rows: Sequence[Mapping[str, Any]], thumbs_folder: Path, path: 
         for line, text in enumerate(caption_lines(row)):
             place = (left, top + TILE_PX[1] + 2 + line * LINE_PX)
             draw.text(place, _fit(draw, text, font, TILE_PX[0]), fill=PALE if line else INK, font=font)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, format="PNG")
-    return found
+    return sheet, found
 
 
 def caption_lines(row: Mapping[str, Any]) -> list[str]:

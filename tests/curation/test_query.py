@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+import curation
 from curation.expression import QueryError, any_of, compile_filter
 from curation.query import Dataset, histogram, open_dataset, read, run_query
 from curation.schema import CLIPS, TABLES
@@ -186,14 +187,41 @@ def test_questions_are_lazy_values(path: Path) -> None:
     kept = clips.where("state = 'kept'")
     assert clips.count() == 4  # the first question is unchanged
     assert kept.where("motion_proxy > 2").count() == 1
-    frame = clips.order_by("-aesthetic_proxy").limit(2).select("clip_id", "aesthetic_proxy").to_pandas()
+    frame = clips.order_by("-aesthetic_proxy").limit(2).columns("clip_id", "aesthetic_proxy").to_pandas()
     assert list(frame["clip_id"]) == ["d", "a"]
     with pytest.raises(AttributeError, match="no table 'clip'"):
         _ = Dataset(clips.store).clip
 
 
+def test_a_notebook_shows_the_question_and_its_first_rows(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = curation.open(path)
+    assert repr(store).startswith(f"<store {path}: 1 sources, 4 clips, 0 captions, ") and repr(store).endswith("; 1 tags>")
+    assert "clips" in dir(store)
+    question = store.clips.where("motion_proxy >= 1.1").order_by("-aesthetic_proxy").limit(10)
+    page = question.where("caption is not null")._repr_html_()
+    assert "(motion_proxy &gt;= 1.1) and (caption is not null)" in page and ": 1 rows" in page and "a pan, it's slow" in page
+    assert "embedding" not in page
+    assert ": 2 rows" in question.columns("clip_id")._repr_html_()
+    monkeypatch.setattr(Store, "dataset", None)  # from here on nothing can be read
+    assert repr(question) == f"<clips where motion_proxy >= 1.1 order by -aesthetic_proxy limit 10; {path}>"
+    assert repr(store.clips.tag("sel-1").columns("clip_id")) == f"<clips at sel-1 columns clip_id; {path}>"
+
+
+def test_a_question_is_a_contact_sheet(path: Path, tmp_path: Path) -> None:
+    thumbs = path.parent / "tracks" / "thumbs"
+    thumbs.mkdir(parents=True)
+    Image.new("RGB", (240, 135), (200, 30, 30)).save(thumbs / "c.jpg")
+    picture = curation.open(path).clips.order_by("-motion_proxy").limit(2).sheet(tmp_path / "sheet.png")
+    assert picture.size == ((240 + 8) * 2 + 8, 135 + 4 * 14 + 8 + 8)
+    assert picture.getpixel((100, 60))[0] > 180 and picture.getpixel((348, 100)) == (225, 225, 222)  # c: red; b has none
+    with Image.open(tmp_path / "sheet.png") as written:
+        assert written.tobytes() == picture.tobytes()
+    with pytest.raises(QueryError, match="contact sheets show clips"):
+        curation.open(path).errors.sheet()
+
+
 def test_order_puts_unknown_last_both_ways(path: Path) -> None:
-    clips = open_dataset(path).clips.select("clip_id")
+    clips = open_dataset(path).clips.columns("clip_id")
     assert "".join(clips.order_by("motion_proxy").to_arrow()["clip_id"].to_pylist()) == "abcd"
     assert "".join(clips.order_by("-motion_proxy").to_arrow()["clip_id"].to_pylist()) == "cbad"
     assert "".join(clips.order_by("media_type", "-motion_proxy").to_arrow()["clip_id"].to_pylist()) == "dcba"
