@@ -128,6 +128,10 @@ def open_media(uri: str) -> Iterator[tuple[Any, Any]]:
         if not container.streams.video:
             kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
             raise MediaError("no_video_stream", f"{uri} has no video stream (streams: {kinds})")
+        if container.streams.video[0].codec_context is None:
+            raise MediaError(
+                "no_decoder", f"{uri}: its video track names a codec that FFmpeg has no decoder for; the header may be damaged"
+            )
         yield container, container.streams.video[0]
     finally:
         container.close()

@@ -42,6 +42,15 @@ def test_probe_tells_what_the_film_is(tmp_path: Path) -> None:
     assert not (found.variable_frame_rate or found.hdr or found.full_range)
 
 
+def test_a_codec_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    """What fuzzing found: one broken letter of the codec's name in the header, and there is no decoder."""
+    film = write_film(tmp_path / "a.mp4", ramp(5))
+    film.write_bytes(film.read_bytes().replace(b"avc1", b"avcZ").replace(b"avcC", b"avcY"))
+    with pytest.raises(MediaError, match="no decoder for") as caught:
+        probe(str(film))
+    assert caught.value.code == "no_decoder"
+
+
 def test_frames_are_those_on_show_at_the_wanted_times(tmp_path: Path) -> None:
     """24 fps read at 8 Hz: every third frame. From 0.25 s on that is frame 6, 9, 12."""
     film = str(write_film(tmp_path / "a.mp4", ramp(30)))
