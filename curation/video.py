@@ -439,7 +439,7 @@ def _frames_on_show(uri: str, targets: list[int]) -> Iterator[tuple[av.VideoFram
         shown: Decoded | None = None
         wanted = iter(targets)
         target = next(wanted, None)
-        for event in _from(container, stream, targets[0]):
+        for event in decode_from(container, stream, targets[0]):
             if event.frame is None:
                 continue
             if geometry is None:
@@ -459,7 +459,7 @@ def _frames_on_show(uri: str, targets: list[int]) -> Iterator[tuple[av.VideoFram
             target = next(wanted, None)
 
 
-def _from(container: Any, stream: Any, start_us: int) -> Iterator[Decoded]:
+def decode_from(container: Any, stream: Any, start_us: int) -> Iterator[Decoded]:
     """Decodes from the key frame at or before the time; from the beginning where seeking does not work."""
     if start_us > 0:
         try:
