@@ -12,7 +12,7 @@ from generated_films import CORPUS, moving, write_film
 
 from curation.config import DecodeConfig, MotionConfig, ShotsConfig
 from curation.decode_pass import PassTask, run_pass
-from curation.scores.motion import DisFlow, Motion, MotionRaftStep, Pair, RaftFlow, measure_motion, raft_weights, valid_pairs
+from curation.scores.motion import DisFlow, Motion, Pair, measure_motion, raft_weights, valid_pairs
 from curation.step import StepError
 from curation.tracks import FRAMES, ClipTrack, TrackFacts, read_clip_track
 
@@ -117,19 +117,6 @@ def test_a_clip_without_pairs_is_an_error() -> None:
     with pytest.raises(StepError) as caught:
         measure_motion(facts_only([0, 125_000], corrupt={1}), DisFlow(), 48)
     assert caught.value.code == "too_few_frames"
-
-
-def test_raft_of_random_weights_runs_the_same_path(tmp_path: Path) -> None:
-    """The true architecture; numbers mean nothing, so only their form is checked."""
-    film = write_film(tmp_path / "film.mp4", moving(96, 128, 28, (1, 0)))
-    [track] = tracks_of(film, tmp_path / "tracks")
-    flow = RaftFlow(None, "cpu", seed=0)
-    [first, second] = [np.ascontiguousarray(track.picture(i).to_rgb(176, 132)) for i in (0, 1)]
-    field = flow(first, second)
-    assert (field.shape, field.dtype) == ((132, 176, 2), np.float32)
-    assert np.isfinite(field).all()
-    step = MotionRaftStep(MotionConfig(max_pairs=1), tmp_path / "tracks", "run", "cpu", flow=_Constant())
-    assert step.writes.names == ["motion_raft", "motion_raft_run"]
 
 
 class _Constant:
