@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     import pandas
     from PIL.Image import Image
 
-FORMATS = ("table", "json", "csv", "parquet")
+    from curation.exports import Exported, Say
+
+PRINTED = ("table", "json", "csv")
+"""Formats of an answer on the terminal; files have more (`curation.exports`)."""
 TABLE_ROWS = 20
 """Rows of a printed table where no limit is given."""
 SHOWN_ROWS = 10
@@ -75,13 +78,17 @@ class Query:
     at_tag: str | None = None
 
     def __repr__(self) -> str:
-        """The question in words; nothing is read."""
+        return f"<{self.words}; {self.store.path}>"
+
+    @property
+    def words(self) -> str:
+        """The question as text; nothing is read."""
         words = [self.table if self.at_tag is None else f"{self.table} at {self.at_tag}"]
         words += [f"where {' and '.join(f'({text})' if len(self.filters) > 1 else text for text in self.filters)}"] if self.filters else []
         words += [f"order by {', '.join(self.order)}"] if self.order else []
         words += [f"limit {self.most}"] if self.most is not None else []
         words += [f"columns {', '.join(self.chosen)}"] if self.chosen is not None else []
-        return f"<{' '.join(words)}; {self.store.path}>"
+        return " ".join(words)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the question, the number of its rows, and the first of them."""
@@ -127,19 +134,25 @@ class Query:
         return number
 
     def to_arrow(self) -> pa.Table:
-        """The rows. Without an order: sorted by key, unless a limit asks for just any rows."""
+        """The rows, in the order asked for, then by key."""
+        return self.batches().read_all()
+
+    def batches(self) -> pa.RecordBatchReader:
+        """The rows of `to_arrow`, some at a time."""
         wanted = list(self.chosen if self.chosen is not None else self.schema.names)
         orderings = [(name.lstrip("+-"), not name.startswith("-")) for name in self.order]
         orderings += [(key, True) for key in KEYS[self.table] if key not in [name for name, _ in orderings]]
         hidden = [name for name, _ in orderings if name not in wanted]
         column_ordering = _lance_ordering()
-        rows = self.store.dataset(self.table, self.at_tag).to_table(
+        scanner = self.store.dataset(self.table, self.at_tag).scanner(
             columns=wanted + hidden,
             filter=self._filter,
             limit=self.most,
             order_by=[column_ordering(name, ascending=up, nulls_first=False) for name, up in orderings],
         )
-        return rows.select(wanted)
+        reader = scanner.to_reader()
+        schema = pa.schema([reader.schema.field(name) for name in wanted])
+        return pa.RecordBatchReader.from_batches(schema, (batch.select(wanted) for batch in reader))
 
     def to_pandas(self) -> pandas.DataFrame:
         """The rows as a pandas frame."""
@@ -174,6 +187,12 @@ class Query:
             contact_sheet(rows, thumbs, Path(path))
         picture, _ = draw_sheet(rows, thumbs)
         return picture
+
+    def export(self, path: Path | str, format: str | None = None, cut: str = "copy") -> Exported:
+        """Writes the rows as .json, .csv, .parquet or .lance, or into a folder as format `clips` or `webdataset` (`curation.exports`)."""
+        from curation.exports import export
+
+        return export(self, path, format, cut)
 
     @property
     def _filter(self) -> str | None:
@@ -257,41 +276,46 @@ def run_query(
     tag: str | None = None,
     count: bool = False,
     by: str | Sequence[str] | None = None,
-    format: str = "table",
+    format: str | None = None,
     sheet: Path | str | None = None,
     thumbs_folder: Path | str | None = None,
     table: str = "clips",
-    output: Path | str | None = None,
+    export: Path | str | None = None,
+    cut: str = "copy",
+    say: Say | None = None,
 ) -> str:
     """The answer of `flashvideo query`, as text to print.
 
-    `order_by`, `columns` and `by` take names with commas between. `output` writes the answer to a file (parquet
-    needs one). Raises QueryError (one line) for every mistake of the user.
+    `order_by`, `columns` and `by` take names with commas between. `export` writes the rows or the clips to a file or
+    folder, `say` is told of its progress. Raises QueryError (one line) for every mistake of the user.
     """
-    if format not in FORMATS:
-        raise QueryError(f"no format {format!r}; formats: {', '.join(FORMATS)}")
-    if format == "parquet" and output is None:
-        raise QueryError("parquet goes to a file: add --output clips.parquet")
-    for file in (output, sheet):
-        _check_writable(file)
+    if export is None:
+        _check_printed(format)
+    elif count or by:
+        raise QueryError("--export writes rows and clips; --count and --by print (redirect them to keep them)")
+    _check_writable(sheet)
     try:
         query = _build(store_path, table, where, order_by, limit, columns, tag)
         if count:
-            return _deliver(str(query.count()), output)
+            return str(query.count())
         if by:
-            return _render(query.counts(*_names(by)), format, output, total=None)
+            return _render(query.counts(*_names(by)), format or "table", total=None)
         note = ""
         if sheet is not None:
             if thumbs_folder is None:
                 raise QueryError("a contact sheet needs the folder of thumbnails")
             found = _write_sheet(query.limit(limit or SHEET_CLIPS), Path(sheet), Path(thumbs_folder))
-            note = f"\ncontact sheet: {sheet} ({found} pictures)" if format == "table" else ""
+            note = f"\ncontact sheet: {sheet} ({found} pictures)" if format in (None, "table") or export is not None else ""
+        if export is not None:
+            from curation.exports import export as write
+
+            return str(write(query, export, format, cut, say)) + note
         if columns is None:
             query = query.columns(*_default_columns(table))
         total = None
-        if format == "table" and limit is None:
+        if format in (None, "table") and limit is None:
             query, total = query.limit(TABLE_ROWS), query.count()
-        return _render(query.to_arrow(), format, output, total, shorten=columns is None) + note
+        return _render(query.to_arrow(), format or "table", total, shorten=columns is None) + note
     except StoreError as error:
         raise QueryError(str(error)) from None
 
@@ -325,6 +349,17 @@ def _build(
     if columns is not None:
         query = query.columns(*_names(columns))
     return query.tag(tag) if tag else query
+
+
+def _check_printed(format: str | None) -> None:
+    if format is None or format in PRINTED:
+        return
+    from curation.exports import CLIP_FORMATS, ROW_FORMATS
+
+    known = dict.fromkeys([*PRINTED, *ROW_FORMATS.values(), *CLIP_FORMATS])
+    if format not in known:
+        raise QueryError(f"no format {format!r}; formats: {', '.join(known)}")
+    raise QueryError(f"{format} goes to a {'folder: add --export DIR' if format in CLIP_FORMATS else f'file: add --export clips.{format}'}")
 
 
 def _check_writable(file: Path | str | None) -> None:
@@ -362,34 +397,23 @@ def plain_rows(table: pa.Table) -> list[dict[str, Any]]:
     return rows
 
 
-def _render(rows: pa.Table, format: str, output: Path | str | None, total: int | None, shorten: bool = False) -> str:
-    if format == "parquet":
-        from pyarrow import parquet
-
-        assert output is not None
-        parquet.write_table(rows, str(output))
-        return f"{rows.num_rows} rows: {output}"
+def _render(rows: pa.Table, format: str, total: int | None, shorten: bool = False) -> str:
     if format == "json":
-        return _deliver(json.dumps(plain_rows(rows), indent=1, ensure_ascii=False), output)
-    if format == "csv":
-        return _deliver(_csv(rows), output)
-    return _deliver(_table(rows, total, shorten), output)
-
-
-def _deliver(text: str, output: Path | str | None) -> str:
-    if output is None:
-        return text
-    Path(output).write_text(text + "\n")
-    return f"written: {output}"
+        return json.dumps(plain_rows(rows), indent=1, ensure_ascii=False)
+    return _csv(rows) if format == "csv" else _table(rows, total, shorten)
 
 
 def _csv(rows: pa.Table) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(rows.column_names)
-    for row in plain_rows(rows):
-        writer.writerow([json.dumps(value) if isinstance(value, list) else value for value in row.values()])
+    writer.writerows(csv_cells(row) for row in plain_rows(rows))
     return file.getvalue().rstrip("\n")
+
+
+def csv_cells(row: dict[str, Any]) -> list[Any]:
+    """A row's values; lists as JSON."""
+    return [json.dumps(value) if isinstance(value, list) else value for value in row.values()]
 
 
 def _table(rows: pa.Table, total: int | None, shorten: bool) -> str:

@@ -6,6 +6,8 @@ Exit codes: 0 done; 1 failed (the log says why); 2 a user's mistake (one line); 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -42,6 +44,8 @@ train_app = typer.Typer(help="Train one stage, or both. What it needs is made fi
 schedule_app = typer.Typer(help="Run a flow on a schedule, until Ctrl-C.", rich_markup_mode=None, no_args_is_help=True)
 app.add_typer(train_app, name="train")
 app.add_typer(schedule_app, name="schedule")
+
+PROGRESS_S = 5.0
 
 RecipeOption = Annotated[
     str | None,
@@ -99,8 +103,15 @@ def query(
     count: Annotated[bool, typer.Option("--count", help="Print only the number of rows.")] = False,
     table: Annotated[str, typer.Option(help="clips, sources, captions, errors, runs, ...")] = "clips",
     tag: Annotated[str | None, typer.Option(help="Read this release of the dataset.")] = None,
-    format: Annotated[str, typer.Option(help="table, json, csv or parquet.")] = "table",
-    output: Annotated[Path | None, typer.Option(help="Write the answer to a file.")] = None,
+    format: Annotated[
+        str | None, typer.Option(help="Printed: table, json, csv. With --export: json, csv, parquet, lance, clips, webdataset.")
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option(metavar="FILE|DIR", help="Write the rows to a file (format by its suffix), or the clips to a folder.")
+    ] = None,
+    cut: Annotated[
+        str, typer.Option(metavar="copy|encode", help="Exported clips: copied from the key frame on where they can be, or encoded.")
+    ] = "copy",
     sheet: Annotated[Path | None, typer.Option(help="Also write a contact sheet (PNG).")] = None,
     root: RootOption = None,
 ) -> None:
@@ -109,6 +120,8 @@ def query(
     \b
     flashvideo query "motion_proxy >= 1.1 and aesthetic_proxy >= 4" --order-by=-aesthetic_proxy --limit 10
     flashvideo query --by state,reject_reason
+    flashvideo query "state = 'kept'" --export kept.parquet
+    flashvideo query "state = 'kept'" --export shards --format webdataset
     """
     from curation.query import run_query
 
@@ -127,7 +140,9 @@ def query(
             sheet=sheet,
             thumbs_folder=workspace.tracks / "thumbs",
             table=table,
-            output=output,
+            export=export,
+            cut=cut,
+            say=_progress(),
         )
     )
 
@@ -386,6 +401,19 @@ def _workspace(root: Path | None, recipe_name: str | None) -> Workspace:
     from pipelines.artifacts import Workspace
 
     return Workspace(root if root is not None else Path("runs") / (recipe_name or "debug"))
+
+
+def _progress() -> Callable[[int, int | None, str], None]:
+    """Tells how far a long command is, on the error stream, every 5 s."""
+    last = time.monotonic()
+
+    def say(done: int, total: int | None, what: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PROGRESS_S:
+            last = time.monotonic()
+            print(f"{done} of {total} {what}" if total is not None else f"{done} {what}", file=sys.stderr, flush=True)
+
+    return say
 
 
 def _need_root(workspace: Workspace) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from PIL import Image
-from pyarrow import parquet
 
 import curation
 from curation.expression import QueryError, any_of, compile_filter
@@ -263,14 +262,6 @@ def test_csv_reads_back(path: Path) -> None:
     assert rows[1]["subsets"] == '["preference"]'
 
 
-def test_parquet_goes_to_a_file(path: Path, tmp_path: Path) -> None:
-    file = tmp_path / "clips.parquet"
-    assert run_query(path, "state = 'kept'", format="parquet", output=file) == f"2 rows: {file}"
-    assert parquet.read_table(file)["clip_id"].to_pylist() == ["b", "c"]
-    with pytest.raises(QueryError, match="--output"):
-        run_query(path, format="parquet")
-
-
 def test_the_table_is_readable(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     lines = run_query(path, order_by="-motion_proxy").splitlines()
@@ -286,11 +277,18 @@ def test_the_table_is_readable(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ({"order_by": "-asthetic_proxy"}, "did you mean aesthetic_proxy"),
         ({"columns": "clip_id,motoin"}, "did you mean motion_proxy"),
         ({"by": "stat"}, "did you mean state"),
-        ({"format": "xml"}, "formats: table, json, csv, parquet"),
+        ({"format": "xml"}, "formats: table, json, csv, parquet, lance, clips, webdataset"),
         ({"limit": 0}, "limit is 0"),
         ({"table": "clip"}, "did you mean clips"),
         ({"sheet": "x.png"}, "folder of thumbnails"),
-        ({"output": "/nowhere/at/all.json"}, "cannot write /nowhere/at/all.json"),
+        ({"format": "parquet"}, "parquet goes to a file: add --export clips.parquet"),
+        ({"format": "webdataset"}, "webdataset goes to a folder: add --export DIR"),
+        ({"export": "/nowhere/at/all.json"}, "cannot write /nowhere/at/all.json"),
+        ({"export": "clips"}, "cannot tell the format of clips: end it in .json, .csv, .parquet, .lance, or add --format clips"),
+        ({"export": "a.json", "count": True}, "--count and --by print"),
+        ({"export": "a.json", "format": "table"}, "no format 'table' for files"),
+        ({"export": "a", "format": "clips", "table": "errors"}, "format clips cuts clips; the table is errors"),
+        ({"export": "a", "format": "clips", "cut": "trim"}, "cut is 'trim'"),
     ],
 )
 def test_command_mistakes(path: Path, arguments: dict[str, object], message: str) -> None:
