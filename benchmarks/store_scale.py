@@ -1,13 +1,16 @@
 """How the store answers over many synthetic clips: one table of seconds. Targets: store.md, 2 M rows on a two-core machine.
 
-    .venv/bin/python benchmarks/store_scale.py --rows 2000000 [--folder /tmp/scale] [--indexes]
+    .venv/bin/python benchmarks/store_scale.py --rows 2000000 [--folder /tmp/scale] [--indexes] [--peers duckdb,pandas]
 
-Queries are the best of three in this warm process; writes are measured once. The folder is deleted unless given.
+Queries are the best of three in this warm process; writes are measured once. The folder is deleted unless given. Peers get
+the same rows (benchmarks/store_peers.py): DuckDB over Parquet, pandas over JSON lines, each in a process of its own, which
+may be of another environment (`--peer-python`); one that is not installed there is named and left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import shutil
@@ -20,6 +23,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from printed_table import print_table
 
 from curation.config import PolicyConfig, Rule
 from curation.policy import funnel
@@ -111,6 +116,45 @@ def new_column(store: Store, rows: int) -> None:
     store.merge_columns("clips", pa.table({"clip_id": ids, "musiq": pa.array(np.linspace(0, 100, rows), pa.float32())}))
 
 
+def sample(store: Store, number: int = 1000) -> pa.Table:
+    """Random clips with their score."""
+    return store.dataset("clips").sample(number, columns=["clip_id", "motion_proxy"])
+
+
+def diff(store: Store, one: str, other: str) -> int:
+    """Clips whose state differs between two releases."""
+    rows = [store.read("clips", ["clip_id", "state"], tag=tag, ordered=False) for tag in (one, other)]
+    both = rows[0].join(rows[1], "clip_id", right_suffix="_after", join_type="full outer")
+    return int(pc.sum(pc.not_equal(pc.fill_null(both["state"], "absent"), pc.fill_null(both["state_after"], "absent"))).as_py() or 0)
+
+
+PEERS = Path(__file__).with_name("store_peers.py")
+PEER_COLUMNS = ("clip_id", "source_id", "uri", "start_us", "duration_s", "caption", "state", "musiq", *(r.column for r in rules(1.1).rules))
+
+
+def ask_peers(store: Store, folder: Path, names: list[str], python: str) -> dict[str, dict[str, float] | str]:
+    """Seconds per question and peak memory of each peer over the same rows, or why there is none."""
+    found: dict[str, dict[str, float] | str] = {}
+    for name in names:
+        begin = time.perf_counter()
+        rows = store.read("clips", PEER_COLUMNS, ordered=False)
+        file = folder / ("clips.parquet" if name == "duckdb" else "clips.jsonl")
+        if name == "duckdb":
+            from pyarrow import parquet
+
+            parquet.write_table(rows, file)
+        else:
+            with open(file, "w") as lines:
+                for part in rows.to_batches(max_chunksize=10_000):
+                    lines.writelines(json.dumps(row) + "\n" for row in part.to_pylist())
+        del rows
+        print(f"  rows for {name} written in {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
+        done = subprocess.run([python, str(PEERS), name, str(file)], capture_output=True, text=True)
+        file.unlink()
+        found[name] = json.loads(done.stdout) if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no answer"])[-1]
+    return found
+
+
 def command(folder: Path) -> None:
     program = (
         "import sys; from curation.query import run_query; "
@@ -124,16 +168,20 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--folder", type=Path, default=None, help="kept afterwards")
     parser.add_argument("--indexes", action="store_true")
+    parser.add_argument("--peers", default="duckdb,pandas", help="empty: none")
+    parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has the peers")
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="store_scale_"))
     try:
-        measure(folder / "store", arguments.rows, arguments.indexes)
+        folder.mkdir(parents=True, exist_ok=True)
+        peers = [name for name in arguments.peers.split(",") if name]
+        measure(folder / "store", arguments.rows, arguments.indexes, peers, arguments.peer_python)
     finally:
         if arguments.folder is None:
             shutil.rmtree(folder)
 
 
-def measure(folder: Path, rows: int, indexes: bool) -> None:
+def measure(folder: Path, rows: int, indexes: bool, peers: list[str], python: str) -> None:
     store = Store.open(folder)
     results = [("fill (upserts of 250 k)", timed(lambda: fill(store, rows)))]
     results.append(("compact", timed(store.compact)))
@@ -147,19 +195,34 @@ def measure(folder: Path, rows: int, indexes: bool) -> None:
     results.append(("filter + top 20, all columns", timed(top.to_arrow, 3)))
     one = clips.limit(1).columns("clip_id").rows()[0]["clip_id"]
     results.append(("one clip by id", timed(lambda: clips.where(f"clip_id = '{one}'").to_arrow(), 3)))
+    results.append(("sample of 1000", timed(lambda: sample(store), 3)))
     results.append(("histogram", timed(lambda: histogram(store, "motion_proxy"), 3)))
     results.append(("query command, whole process", timed(lambda: command(folder), 3)))
     results.append(("new score column", timed(lambda: new_column(store, rows))))
-    results.append(("first selection and tag", timed(lambda: reselect(store, 1.1))))
-    results.append(("policy change 1.1 -> 1.3 and tag", timed(lambda: reselect(store, 1.3))))
+    tags: list[str] = []
+    results.append(("first selection and tag", timed(lambda: tags.append(reselect(store, 1.1)))))
+    results.append(("policy change 1.1 -> 1.3 and tag", timed(lambda: tags.append(reselect(store, 1.3)))))
+    results.append(("tag alone", timed(lambda: store.tag("bench", "the newest rows"))))
+    changed: list[int] = []
+    results.append(("diff of the two tags", timed(lambda: changed.append(diff(store, *tags)))))
     judged = store.read("clips", ["clip_id", "short_side_px", *[r.column for r in rules(1.1).rules[1:]], "media_type"], ordered=False)
     results.append(("funnel of 5 rules", timed(lambda: funnel(judged, rules(1.1).rules), 3)))
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    found = ask_peers(store, folder.parent, peers, python)
     print(f"{rows:,} clips, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, indexes {'on' if indexes else 'off'}")
-    for name, seconds in results:
-        print(f"  {name:36} {seconds:8.3f} s")
-    print(f"  {'store size':36} {size / 1e6:8.0f} MB")
-    print(f"  {'peak memory':36} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:8.0f} MB")
+    print(f"the two tags differ in {changed[0]:,} clips")
+    answers = {name: answer for name, answer in found.items() if isinstance(answer, dict)}
+    table: list[list[object]] = [["seconds", "store", *answers]]
+    for name, seconds in [*results, *((name, None) for name in ("load",) if answers)]:
+        peer_cells = [f"{answer[name]:.3f}" if name in answer else "-" for answer in answers.values()]
+        table.append([name, "-" if seconds is None else f"{seconds:.3f}", *peer_cells])
+    table.append(["peak memory, MB", f"{peak:.0f}", *(f"{answer['peak memory, MB']:.0f}" for answer in answers.values())])
+    table.append(["size on disk, MB", f"{size / 1e6:.0f}", *(f"{answer['size on disk, MB']:.0f}" for answer in answers.values())])
+    print_table(table)
+    for name, answer in found.items():
+        if isinstance(answer, str):
+            print(f"{name}: {answer}")
 
 
 if __name__ == "__main__":
