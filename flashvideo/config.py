@@ -216,6 +216,10 @@ class WatchConfig(Settings):
     """Also write TensorBoard scalars beside losses.jsonl (needs the tensorboard package)."""
     validate_every: int | None = None
     """train_steps between validations within a phase (validations.jsonl); None: before and after only."""
+    noise_step_bins: bool = False
+    """Stage II: also validate at both ends of the noise range (half way on the path; not in the mean)."""
+    peak_teraflops: float | None = None
+    """Of one rank's device, for the share of it that is used (mfu). H200, bf16, dense: 989."""
     collapse_below: float = 0.3
     """Warn where the clean estimates of the middle bin have less than this share of truth's spread or sharpness."""
 
@@ -247,6 +251,8 @@ class EngineConfig(Settings):
     checkpoint_every: int = 500
     """train_steps between checkpoints."""
     keep_checkpoints: int = 2
+    async_checkpoints: bool = False
+    """Write them while training goes on, from a copy in memory (12 bytes a trained weight that the rank holds)."""
     max_restarts: int = 3
     """Times that Ray Train restarts the group from the last checkpoint before it gives up."""
     log_every: int = 10

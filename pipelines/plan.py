@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from flashvideo.config import Stage1Config, Stage2Config
 from pipelines.latent_plan import latent_settings
 from pipelines.recipe import Recipe
 
@@ -64,6 +65,34 @@ def _stage2_ranks(recipe: Recipe) -> Demand:
 
 def _device(recipe: Recipe) -> Demand:
     return Demand(cpus=1, gpus=recipe.runtime.gpus_per_model_worker)
+
+
+LOGISTICS = (
+    "checkpoint_every",
+    "keep_checkpoints",
+    "async_checkpoints",
+    "max_restarts",
+    "log_every",
+    "num_ranks",
+    "cpus_per_rank",
+    "gpus_per_rank",
+    "torch_threads",
+    "zero_stage",
+    "cpu_offload",
+    "activation_checkpointing",
+    "keep_attention",
+    "compile_blocks",
+    "memory_check",
+    "loader_workers",
+    "watch",
+    "micro_batch_size",
+)
+"""Engine settings that do not change what is trained, but for rounding: a run goes on where they change."""
+
+
+def trained_settings(stage: Stage1Config | Stage2Config) -> dict[str, Any]:
+    """What decides a stage's weights: all settings but the engine's logistics."""
+    return stage.model_dump(mode="json", exclude={"engine": set(LOGISTICS)})
 
 
 JOBS: tuple[JobSpec, ...] = (
@@ -144,7 +173,7 @@ JOBS: tuple[JobSpec, ...] = (
         summary="Stage I: LoRA on the base model at low resolution",
         needs=("precompute_latents",),
         version=1,
-        settings=lambda r: {"stage1": r.stage1, "seed": r.seed},
+        settings=lambda r: {"stage1": trained_settings(r.stage1), "seed": r.seed},
         demand=_stage1_ranks,
         inputs="latents, text embeddings",
         outputs="stage1/ (peft adapter), losses",
@@ -155,7 +184,7 @@ JOBS: tuple[JobSpec, ...] = (
         summary="Stage II: flow matching, four-phase curriculum",
         needs=("precompute_latents",),
         version=1,
-        settings=lambda r: {"stage2": r.stage2, "seed": r.seed},
+        settings=lambda r: {"stage2": trained_settings(r.stage2), "seed": r.seed},
         demand=_stage2_ranks,
         inputs="clean and degraded latents, text embeddings",
         outputs="phase checkpoints, stage2/ (diffusers layout), losses",

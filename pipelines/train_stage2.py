@@ -16,6 +16,7 @@ from flashvideo.config import EngineConfig, Stage2Config
 from pipelines.artifacts import Report
 from pipelines.job import JobContext, UserError, main
 from pipelines.latent_plan import Media, held_out_media, phase_profile
+from pipelines.plan import LOGISTICS
 from pipelines.ranks import RankRequest, start_ranks
 from pipelines.recipe import Recipe, fingerprint
 from pipelines.train_stage1 import HELD_OUT_FILE, TRAIN_FILE, finished_report, rank_request
@@ -25,27 +26,6 @@ if TYPE_CHECKING:
 
     from flashvideo.training.engine import Ranks
     from pipelines.sample_lists import Release
-
-LOGISTICS = (
-    "checkpoint_every",
-    "keep_checkpoints",
-    "max_restarts",
-    "log_every",
-    "num_ranks",
-    "cpus_per_rank",
-    "gpus_per_rank",
-    "torch_threads",
-    "zero_stage",
-    "cpu_offload",
-    "activation_checkpointing",
-    "keep_attention",
-    "compile_blocks",
-    "memory_check",
-    "loader_workers",
-    "watch",
-    "micro_batch_size",
-)
-"""Engine settings that do not change what is trained, but for rounding: a phase goes on where they change."""
 
 
 def run(context: JobContext) -> Report:

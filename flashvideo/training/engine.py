@@ -1,6 +1,6 @@
 """DeepSpeed, and nothing of it anywhere else: ranks, ZeRO, mixed precision, clipping, where the optimizer state lies.
 
-The loop sees ranks, a callable model, `backward`, `step`, `save`, `load`. On CPUs gloo carries the gradients, and no
+The loop sees ranks, a callable model, `backward`, `step`, `writer`, `load`. On CPUs gloo carries the gradients, and no
 C++ extension is compiled at start: plain torch AdamW, and DeepSpeed's shared-memory collectives switched off (their
 build takes half a minute).
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 from flashvideo.config import EngineConfig, OptimizerConfig
 from flashvideo.models.transformer import CogVideoXTransformer
+from flashvideo.objectives.batch import Batch
 from flashvideo.training.activations import prepare_blocks
 from flashvideo.training.pieces import Piece, PieceError, PieceFolder, write_pieces
+from flashvideo.training.throughput import Throughput, throughput
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -135,7 +137,9 @@ class Engine:
         self.ranks, self.config = ranks, config
         self.dtype = DTYPES[config.precision]
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._adapters = len(trainable) < len(list(model.parameters()))
         if isinstance(model, CogVideoXTransformer):
+            self._transformer = model.config
             prepare_blocks(model, config)
         adam = torch.optim.AdamW(
             trainable, lr=optimizer.learning_rate, betas=optimizer.betas, weight_decay=optimizer.weight_decay, foreach=True
@@ -238,14 +242,19 @@ class Engine:
             master.copy_(value)
         self._take_over_masters()
 
-    def save(self, folder: Path) -> None:
-        """Every rank writes the pieces of weights (trained ones only) and optimizer state that it holds. Raises OSError."""
+    def writer(self, folder: Path, copied: bool) -> Callable[[], None]:
+        """What writes this rank's pieces of weights (trained ones only) and optimizer state to a folder; it may raise OSError.
+
+        `copied`: of the present state, copied to memory, so that it can be called while training goes on.
+        """
         repeated = self.config.zero_stage == 0 and not self.ranks.is_first
-        own = [] if repeated else self._pieces()
-        write_pieces(folder, self.ranks.rank, own, self._updates)
+        pieces, updates = [] if repeated else self._pieces(), self._updates
+        if copied:
+            pieces = [piece.copied() for piece in pieces]
+        return lambda: write_pieces(folder, self.ranks.rank, pieces, updates)
 
     def load(self, folder: Path) -> None:
-        """The state that `save` wrote, with any number of ranks and at any ZeRO stage. Raises PieceError."""
+        """The state that `writer` wrote, with any number of ranks and at any ZeRO stage. Raises PieceError."""
         stored = PieceFolder(folder)
         if stored.names("weight") != set(self._names.values()):
             different = sorted(stored.names("weight") ^ set(self._names.values()))
@@ -333,12 +342,15 @@ class Engine:
         with deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=self.config.zero_stage == 3):
             yield module
 
-    def peak_memory(self) -> str:
-        """How much of the GPU the run has needed so far, for a log line; empty on a CPU."""
-        if self.ranks.device.type != "cuda":
-            return ""
-        peak, total = torch.cuda.max_memory_allocated(), torch.cuda.get_device_properties(self.ranks.device).total_memory
-        return f", at most {peak / 2**30:.1f} of {total / 2**30:.1f} GiB so far"
+    @property
+    def peak_memory_gib(self) -> float | None:
+        """How much of the GPU the run has needed so far; None on a CPU."""
+        return torch.cuda.max_memory_allocated() / 2**30 if self.ranks.device.type == "cuda" else None
+
+    def throughput(self, batch: Batch, seconds: float) -> Throughput:
+        """Of a train_step that took so long. The model must be a CogVideoXTransformer."""
+        peak = self.config.watch.peak_teraflops
+        return throughput(self._transformer, batch, self._adapters, self.ranks.size, seconds, peak)
 
     def close(self) -> None:
         """Frees the hooks and buffers."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from flashvideo.training.engine import Engine, Ranks
 from flashvideo.training.faults import FaultGuard, TrainingFault
 from flashvideo.training.metrics import StepRecord, Validation
 from flashvideo.training.prefetch import Prefetcher
+from flashvideo.training.saving import Saver
 from flashvideo.training.watching import Watcher
 
 log = logging.getLogger("flashvideo")
@@ -63,9 +65,10 @@ class Loop:
 
         Raises TrainingFault on every rank, as `engine.spikes` says; CheckpointError where the last one cannot be written.
         """
-        train_step, guard = self._resume(engine)
-        watcher = Watcher(self.folder, self.config, train_step, engine.ranks.is_first)
-        with Prefetcher(self.reader, self.config.loader_workers, self.iterations) as loader:
+        saver = Saver(self.checkpoints, engine, self._name, self.iterations, self.config.async_checkpoints)
+        with saver, Prefetcher(self.reader, self.config.loader_workers, self.iterations) as loader:
+            train_step, guard = self._resume(engine, saver)
+            watcher = Watcher(self.folder, self.config, train_step, engine.ranks.is_first)
             while train_step < self.iterations:
                 outcome = None if train_step in guard.left_out else self._train_step(engine, train_step, guard, loader)
                 done = train_step + 1
@@ -73,6 +76,7 @@ class Loop:
                     self._say_first(engine, f"train_step {done}, {self.config.spikes.policy}: {outcome}")
                     watcher.fault(done, str(outcome))
                     if self.config.spikes.policy == "rewind":
+                        saver.settle()
                         train_step = self._rewind(engine, guard, train_step)
                         watcher.rewind(train_step)
                         continue
@@ -83,8 +87,9 @@ class Loop:
                     progress(done, self.iterations, "train_steps", f"{self.phase}, {note}")
                 if self.config.watch.validate_every and done % self.config.watch.validate_every == 0:
                     watcher.validation(done, self.check(engine))
+                saver.poll()
                 if done % self.config.checkpoint_every == 0 or done == self.iterations:
-                    self._save(engine, done, guard)
+                    saver.save(done, self._facts(engine, guard))
                 train_step = done
         watcher.close()
         self._say_first(engine, watcher.summary())
@@ -114,9 +119,14 @@ class Loop:
                     "engine.zero_stage"
                 ) from error
             if engine.ranks.is_first:
-                log.info("%s fits%s", said, engine.peak_memory())
+                peak = engine.peak_memory_gib
+                log.info("%s fits%s", said, "" if peak is None else f"; at most {peak:.1f} GiB so far")
 
-    def _resume(self, engine: Engine) -> tuple[int, FaultGuard]:
+    def _facts(self, engine: Engine, guard: FaultGuard) -> dict[str, Any]:
+        """What stands in checkpoint.json beside the files."""
+        return {"stage": self.stage, "phase": self.phase, "num_ranks": engine.ranks.size, "faults": guard.state()}
+
+    def _resume(self, engine: Engine, saver: Saver) -> tuple[int, FaultGuard]:
         """Loads the newest checkpoint, the same on every rank; returns the train_steps done and what is known of faults."""
         ranks = engine.ranks
         if ranks.is_first:
@@ -127,7 +137,8 @@ class Loop:
             self._say_first(engine, "starts")
             guard = FaultGuard(self.config.spikes)
             if self.config.spikes.policy == "rewind":  # a fault before the first checkpoint must find one
-                self._save(engine, 0, guard)
+                saver.save(0, self._facts(engine, guard))
+                saver.settle()
             return 0, guard
         self._say_first(engine, f"goes on after train_step {newest.train_step} of {self.iterations}")
         return newest.train_step, FaultGuard(self.config.spikes, newest.facts["faults"])
@@ -154,26 +165,6 @@ class Loop:
     def _say_first(self, engine: Engine, what: str) -> None:
         if engine.ranks.is_first:
             log.info("%s: %s", self._name, what)
-
-    def _save(self, engine: Engine, done: int, guard: FaultGuard) -> None:
-        """A checkpoint; one that the disk does not take is left out, the one before it stays. Raises CheckpointError for the last."""
-        checkpoints, ranks = self.checkpoints, engine.ranks
-        problems = [problem for problem in ranks.gather(_os_error(lambda: engine.save(checkpoints.part(done)))) if problem]
-        if not problems and ranks.is_first:
-            facts = {"stage": self.stage, "phase": self.phase, "num_ranks": ranks.size, "faults": guard.state()}
-            problems = [_os_error(lambda: checkpoints.commit(done, facts))]
-        problem = ranks.gather(problems[0] if problems else None)[0]
-        if problem is None:
-            return
-        if ranks.is_first:
-            checkpoints.discard(done)
-        said = f"{self._name}: the checkpoint of train_step {done} could not be written to {checkpoints.folder} ({problem})"
-        if done == self.iterations:
-            raise CheckpointError(f"{said}; free space there and relaunch: the run goes on from the one before it")
-        if ranks.is_first:
-            kept = self.newest()
-            stays = "there is none before it" if kept is None else f"that of train_step {kept.train_step} is kept"
-            log.warning("%s; %s, training goes on; free space there", said, stays)
 
     def _train_step(self, engine: Engine, train_step: int, guard: FaultGuard, loader: Prefetcher) -> StepRecord | TrainingFault:
         """One train_step; a fault changes neither weights nor optimizer state. Raises it as the guard says."""
@@ -206,17 +197,23 @@ class Loop:
         mean = everyone.mean().item()
         guard.accept(mean, modality)
         seconds = time.monotonic() - begin
-        stall = waited / seconds
-        return StepRecord(self.stage, self.phase, train_step + 1, mean, grad_norm, learning_rate, seconds, waited, stall, modality)
-
-
-def _os_error(act: Callable[[], object]) -> str | None:
-    """The operating system's error of doing that, as text, or None."""
-    try:
-        act()
-    except OSError as error:
-        return str(error)
-    return None
+        speed = engine.throughput(batches[0], seconds)
+        return StepRecord(
+            self.stage,
+            self.phase,
+            train_step + 1,
+            mean,
+            grad_norm,
+            learning_rate,
+            seconds,
+            waited,
+            waited / seconds,
+            speed.tokens_per_s,
+            speed.teraflops_per_rank,
+            speed.mfu,
+            engine.peak_memory_gib,
+            modality,
+        )
 
 
 def scheduled_rate(optimizer: OptimizerConfig, train_step: int, iterations: int) -> float:

@@ -35,6 +35,14 @@ class StepRecord:
     """Of it, spent waiting for the batch."""
     stall_share: float
     """wait_seconds / seconds."""
+    tokens_per_s: float
+    """Of all ranks, text included."""
+    teraflops_per_rank: float
+    """Model FLOPs a second, attention counted, recomputation not."""
+    mfu: float | None
+    """Share of engine.watch.peak_teraflops."""
+    peak_memory_gib: float | None
+    """Of the first rank's GPU since the run began; None on a CPU."""
     modality: str
 
 
@@ -76,6 +84,8 @@ class Bin:
     name: str
     judge: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
     """Per-sample loss (B,) and the clean latents that the prediction implies; the batch's generators only draw the noise."""
+    extra: bool = False
+    """Shown, but not in the mean."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +93,11 @@ class Validation:
     """Mean loss over fixed held-out samples, with fixed noise."""
 
     loss: float
-    """Mean over the bins."""
+    """Mean over the bins, without extra ones."""
     by_bin: Mapping[str, float]
     samples: int
+    middle: str
+    """The bin in which a collapse is looked for."""
     std_ratio: Mapping[str, float]
     """By bin: standard deviation of the implied clean latents over that of the true ones. A collapsed model's falls to 0,
     which the loss does not show."""
@@ -94,12 +106,11 @@ class Validation:
 
     def collapsed(self, below: float) -> str | None:
         """What the middle bin says of a collapse, or None."""
-        middle = list(self.by_bin)[len(self.by_bin) // 2]
-        spread, sharpness = self.std_ratio[middle], self.sharpness_ratio[middle]
+        spread, sharpness = self.std_ratio[self.middle], self.sharpness_ratio[self.middle]
         if min(spread, sharpness) >= below:
             return None
         return (
-            f"the outputs collapse: at {middle} the clean estimates have {spread:.2f} of truth's spread and {sharpness:.2f} of its "
+            f"the outputs collapse: at {self.middle} the clean estimates have {spread:.2f} of truth's spread and {sharpness:.2f} of its "
             f"sharpness (engine.watch.collapse_below = {below:g}); a larger batch or pretrained weights help, a lower loss does not show it"
         )
 
@@ -139,10 +150,12 @@ def validate(engine: Engine, batches: Callable[[], Sequence[Batch]], bins: Seque
     means = by_bin(rows, 1)[:, 0]
     measured = by_bin(outputs, 4)
     names = [entry.name for entry in bins]
+    main = [place for place, entry in enumerate(bins) if not entry.extra]
     return Validation(
-        means.mean().item(),
+        means[main].mean().item(),
         dict(zip(names, means.tolist(), strict=True)),
         count,
+        names[main[len(main) // 2]],
         std_ratio=dict(zip(names, (measured[:, 2] / measured[:, 3]).tolist(), strict=True)),
         sharpness_ratio=dict(zip(names, (measured[:, 0] / measured[:, 1]).tolist(), strict=True)),
     )

@@ -8,12 +8,14 @@ conversion that writes one folder a parameter.)
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 PATTERN = "state-*.safetensors"
@@ -34,14 +36,32 @@ class Piece:
     tensors: Mapping[str, Tensor]
     """Kind (weight, exp_avg, exp_avg_sq, ema) -> 1-D fp32 view, all of one length."""
 
+    def copied(self) -> Piece:
+        """As it is now, in this machine's memory."""
+        copies = {kind: torch.empty_like(tensor, device="cpu").copy_(tensor.detach()) for kind, tensor in self.tensors.items()}
+        return Piece(self.name, self.start, copies)
+
 
 def write_pieces(folder: Path, rank: int, pieces: Iterable[Piece], updates: int) -> None:
-    """This rank's file; `updates`: AdamW steps done. Raises OSError where the disk does not take it."""
-    tensors = {f"{kind}:{piece.name}:{piece.start}": tensor.detach().cpu() for piece in pieces for kind, tensor in piece.tensors.items()}
+    """This rank's file; `updates`: AdamW steps done. Raises OSError where the disk does not take it.
+
+    A safetensors file, written tensor by tensor: the library's writer holds all of it in memory beside the tensors, and
+    names no operating system's error.
+    """
+    tensors = {f"{kind}:{piece.name}:{piece.start}": tensor.detach() for piece in pieces for kind, tensor in piece.tensors.items()}
+    header: dict[str, Any] = {"__metadata__": {"updates": str(updates)}}
+    end = 0
+    for key, tensor in tensors.items():
+        assert tensor.dtype == torch.float32 and tensor.ndim == 1, key
+        begin, end = end, end + 4 * tensor.numel()
+        header[key] = {"dtype": "F32", "shape": [tensor.numel()], "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
     folder.mkdir(parents=True, exist_ok=True)
-    data = save(tensors, {"updates": str(updates)})
     with open(folder / f"state-{rank:05d}.safetensors", "wb") as file:
-        file.write(data)
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(tensor.cpu().contiguous().numpy().data)
 
 
 class PieceFolder:
@@ -50,15 +70,16 @@ class PieceFolder:
     def __init__(self, folder: Path) -> None:
         """Raises PieceError where there are none, or where files of different moments lie together."""
         self.folder = folder
-        self._runs: dict[tuple[str, str], list[tuple[int, int, Path, str]]] = {}
+        self._runs: dict[tuple[str, str], list[tuple[int, int, Any, str]]] = {}
+        """(kind, parameter) -> first element, the one after the last, the open file, the key in it."""
         updates = set()
         for path in sorted(folder.glob(PATTERN)):
-            with safe_open(path, framework="pt") as file:
-                updates.add(int(file.metadata()["updates"]))
-                for key in file.keys():  # noqa: SIM118 (not a dict)
-                    kind, name, start = key.split(":")
-                    length = file.get_slice(key).get_shape()[0]
-                    self._runs.setdefault((kind, name), []).append((int(start), int(start) + length, path, key))
+            file = safe_open(path, framework="pt")
+            updates.add(int(file.metadata()["updates"]))
+            for key in file.keys():  # noqa: SIM118 (not a dict)
+                kind, name, start = key.split(":")
+                length = file.get_slice(key).get_shape()[0]
+                self._runs.setdefault((kind, name), []).append((int(start), int(start) + length, file, key))
         if len(updates) != 1:
             raise PieceError(f"checkpoint {folder}: the files {PATTERN} are of {len(updates)} moments {sorted(updates)}; need 1")
         self.updates = updates.pop()
@@ -72,11 +93,10 @@ class PieceFolder:
         """Copies the piece's run of every kind into its tensors. Raises PieceError where a part of it is missing."""
         for kind, target in piece.tensors.items():
             end, filled = piece.start + target.numel(), 0
-            for first, last, path, key in self._runs.get((kind, piece.name), []):
+            for first, last, file, key in self._runs.get((kind, piece.name), []):
                 low, high = max(first, piece.start), min(last, end)
                 if low < high:
-                    with safe_open(path, framework="pt") as file:
-                        part = file.get_slice(key)[low - first : high - first]
+                    part = file.get_slice(key)[low - first : high - first]
                     target.data[low - piece.start : high - piece.start].copy_(part)
                     filled += high - low
             if filled != target.numel():

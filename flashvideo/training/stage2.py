@@ -59,7 +59,7 @@ def train_stage2(
     check = partial(
         validate,
         batches=lambda: fixed_batches(held_out, modality, config.seed, config.validation_samples),  # type: ignore[arg-type]
-        bins=flow_bins(objective_of(config, last)(last.iterations)),
+        bins=flow_bins(objective_of(config, last)(last.iterations), config.engine.watch.noise_step_bins),
     )
     before = validated_once(folder / "validation_before.json", engine, check)
     done = ranks.gather(max((place for place, phase in enumerate(phases, 1) if phase.finished), default=0))[0]
@@ -142,18 +142,19 @@ def objective_of(config: Stage2Config, phase: PhaseConfig) -> Callable[[int], Fl
     return lambda train_step: later if train_step >= start else first
 
 
-def flow_bins(objective: FlowMatchingObjective) -> list[Bin]:
-    """Validation conditions: five places on the path, at the middle of the noise range."""
-    middle = sum(objective.noise_steps) // 2
+def flow_bins(objective: FlowMatchingObjective, noise_step_bins: bool = False) -> list[Bin]:
+    """Validation conditions: five places on the path at the middle of the noise range; both its ends, half way, as extras."""
+    low, high = objective.noise_steps
 
-    def at(t: float) -> Bin:
+    def at(t: float, noise_step: int, name: str, extra: bool = False) -> Bin:
         def judge(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
             count = len(batch.sample_ids)
-            return objective.judged_at(model, batch, torch.full((count,), t), torch.full((count,), middle))
+            return objective.judged_at(model, batch, torch.full((count,), t), torch.full((count,), noise_step))
 
-        return Bin(f"t {t}", judge)
+        return Bin(name, judge, extra)
 
-    return [at(t) for t in T_BINS]
+    bins = [at(t, (low + high) // 2, f"t {t}") for t in T_BINS]
+    return bins + [at(0.5, step, f"noise step {step}", extra=True) for step in (low, high) if noise_step_bins]
 
 
 def save_stage2(engine: Engine, folder: Path) -> None:

@@ -12,6 +12,9 @@ from flashvideo.training.scalars import Scalars
 
 log = logging.getLogger("flashvideo")
 
+SHOWN = ("loss", "grad_norm", "learning_rate", "seconds", "stall_share", "tokens_per_s", "teraflops_per_rank", "mfu", "peak_memory_gib")
+"""Of a StepRecord, as scalars."""
+
 
 class Watcher:
     """The first rank's files; the other ranks' does nothing."""
@@ -31,8 +34,8 @@ class Watcher:
         self._waited += record.wait_seconds
         if self._is_first and (last or record.train_step % self.config.log_every == 0):
             self._losses.append(asdict(record))
-            shown = ("loss", "grad_norm", "learning_rate", "seconds", "stall_share")
-            self._scalars.add(record.train_step, "train", {name: getattr(record, name) for name in shown})
+            measured = {name: value for name, value in asdict(record).items() if name in SHOWN and value is not None}
+            self._scalars.add(record.train_step, "train", measured)
 
     def fault(self, train_step: int, fault: str) -> None:
         if self._is_first:

@@ -1,6 +1,7 @@
 """What can be switched on: averaged weights, loader threads, memory check, selective recomputation, compile, watching."""
 
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from flashvideo.training.activations import prepare_blocks
 from flashvideo.training.batches import BatchOrder, BatchReader, LatentSample, Modality, fixed_batches
 from flashvideo.training.engine import Engine, joined
 from flashvideo.training.metrics import Validation, read_losses, sharpness, validate
+from flashvideo.training.pieces import write_pieces
 from flashvideo.training.prefetch import Prefetcher
 from flashvideo.training.stage2 import flow_bins
+from flashvideo.training.throughput import model_flops, throughput
+from orchestration.cost import train_flops
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +86,45 @@ def test_an_average_changes_nothing_of_the_training(tmp_path: Path, plain: Path)
     run_rank(2, tmp_path, engine_config(1, 2), tmp_path / "meeting", ema_decay=0.9)
     assert same_as(plain, tmp_path)
     assert weight_digests(tmp_path / "stage2_ema").keys() == weight_digests(tmp_path / "stage2").keys()
+
+
+# ------------------------------------------------------------------------------------------------ checkpoints meanwhile
+
+
+def test_checkpoints_written_meanwhile_hold_the_state_of_their_train_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is slow: the checkpoint of train_step 4 is written when train_step 7 is done, and still that of 4."""
+    at_once, meanwhile = tmp_path / "at once", tmp_path / "meanwhile"
+    for folder in (at_once, meanwhile):
+        folder.mkdir()
+    run_rank(1, at_once, engine_config(1, 2, keep_checkpoints=9), at_once / "meeting")
+    reached = threading.Event()
+
+    def slow(*arguments: Any) -> None:
+        if "step-00000004" in str(arguments[0]):
+            assert reached.wait(60)
+        write_pieces(*arguments)
+
+    def watch(done: int, total: int, unit: str, note: str) -> None:
+        folders = sorted(path.name for path in (meanwhile / "checkpoints").glob("step-*"))
+        assert done >= 7 or folders == []
+        if done == 7:
+            reached.set()
+
+    monkeypatch.setattr("flashvideo.training.engine.write_pieces", slow)
+    run_rank(1, meanwhile, engine_config(1, 2, async_checkpoints=True, keep_checkpoints=9), meanwhile / "meeting", progress=watch)
+    for name in ("step-00000004", "step-00000008", "step-00000010"):
+        mine, reference = (folder / "checkpoints" / name / "state-00000.safetensors" for folder in (meanwhile, at_once))
+        assert mine.read_bytes() == reference.read_bytes()
+    assert loss_lines(meanwhile) == loss_lines(at_once)
+
+
+def test_a_run_killed_while_it_writes_goes_on_exactly(tmp_path: Path) -> None:
+    whole, killed = Run(tmp_path / "whole", 1), Run(tmp_path / "killed", 1, kill_at=5, settings={"async_checkpoints": True})
+    whole.finish()
+    killed.die()
+    Run(killed.folder, 1, settings={"async_checkpoints": True}).finish()
+    assert loss_lines(killed.folder) == loss_lines(whole.folder)
+    assert weight_digests(killed.folder / "stage1") == weight_digests(whole.folder / "stage1")
 
 
 # ------------------------------------------------------------------------------------------------------------- prefetch
@@ -304,8 +347,34 @@ def test_sharpness_is_the_mean_step_between_neighbours() -> None:
 
 def test_a_blurred_output_of_the_right_spread_is_a_collapse() -> None:
     values = {"low": 1.0, "middle": 0.9, "high": 1.0}
-    validation = Validation(0.1, dict.fromkeys(values, 0.1), 4, std_ratio=values, sharpness_ratio=values | {"middle": 0.1})
+    validation = Validation(0.1, dict.fromkeys(values, 0.1), 4, "middle", std_ratio=values, sharpness_ratio=values | {"middle": 0.1})
     assert validation.collapsed(0.3) is not None and validation.collapsed(0.05) is None
+
+
+def test_bins_at_the_ends_of_the_noise_range_are_shown_and_leave_the_mean_alone(tmp_path: Path) -> None:
+    config = engine_config(1, 0, watch={"noise_step_bins": True, "peak_teraflops": 1e-3})
+    plain, extra = (flow_bins(FlowMatchingObjective((50, 200)), more) for more in (False, True))
+    with joined(config, 0, 1, f"file://{tmp_path}/meeting") as ranks:
+        model = CogVideoXTransformer(TINY.model_copy(update={"noise_strength_embedding": True}))
+        engine = Engine(model, OptimizerConfig(), config, ranks)
+        few, more = (validate(engine, lambda: fixed_batches(MadeUpLatents(2), "video", 9, 2), bins) for bins in (plain, extra))
+        engine.close()
+    assert list(more.by_bin)[5:] == ["noise step 50", "noise step 200"] and more.by_bin["noise step 50"] != more.by_bin["noise step 200"]
+    assert (few.loss, few.middle) == (more.loss, more.middle) == (few.loss, "t 0.5")
+
+
+def test_throughput_counts_attention_and_text_and_agrees_with_the_plan() -> None:
+    """3 x 2 x 3 patches and 4 text tokens: 22 tokens; width 16, 2 blocks."""
+    (batch,) = fixed_batches(MadeUpLatents(1), "video", 9, 1)
+    batch.global_size = 8
+    flops = 24 * 22 * 16**2 * 2 + 4 * 22**2 * 16 * 2
+    speed = throughput(TINY, batch, adapters=False, num_ranks=2, seconds=0.5, peak_teraflops=1e-3)
+    assert speed.tokens_per_s == 22 * 8 / 0.5
+    assert speed.teraflops_per_rank == pytest.approx(3 * flops * 8 / 2 / 0.5 / 1e12)
+    assert speed.mfu == pytest.approx(speed.teraflops_per_rank / 1e-3)
+    for adapters in (False, True):
+        engine = EngineConfig(activation_checkpointing=False)
+        assert model_flops(TINY, 22, adapters) == train_flops(TINY, 22, engine, adapters=adapters)
 
 
 def test_validations_and_scalars_are_written_at_intervals_and_cut_by_a_resume(tmp_path: Path, plain: Path) -> None:
@@ -332,3 +401,4 @@ def test_validations_and_scalars_are_written_at_intervals_and_cut_by_a_resume(tm
         shown = {event.step: event.value for event in events.Scalars("train/loss")}
         assert shown == pytest.approx({line[2]: line[3] for line in loss_lines(tmp_path, phase)})
         assert [event.step for event in events.Scalars("std_ratio/t 0.5")][-1] == 6
+        assert all(event.value > 0 for event in events.Scalars("train/tokens_per_s"))

@@ -19,7 +19,8 @@ from pipelines.artifacts import Workspace
 from pipelines.job import UserError
 from pipelines.latent_loader import LatentSamples
 from pipelines.latent_plan import phase_profile, stage1_profile
-from pipelines.recipe import Recipe
+from pipelines.plan import job_spec
+from pipelines.recipe import Recipe, fingerprint
 from pipelines.sample_lists import Release, held_out_samples, samples_of, write_samples
 
 RECIPE = latent_recipe()
@@ -121,8 +122,22 @@ def test_stage2_trains_its_phases_and_a_changed_last_phase_keeps_the_others(root
     kept = train_stage2.run(second)
     assert kept.counts["phases_reused"] == 2 and kept.digest != report.digest
     assert read_losses(second.folder / "losses.jsonl")[:6] == lines[:6]
-    logistics = latent_recipe(stage2=RECIPE.stage2.model_copy(update={"engine": RECIPE.stage2.engine.model_copy(update={"log_every": 7})}))
-    assert train_stage2.phase_fingerprints(logistics, "x") == train_stage2.phase_fingerprints(RECIPE, "x")
+
+
+def test_other_ranks_and_watching_go_on_in_the_same_folders_and_other_precision_does_not() -> None:
+    def with_engine(**settings: Any) -> Recipe:
+        stages = {name: getattr(RECIPE, name) for name in ("stage1", "stage2")}
+        return latent_recipe(
+            **{name: stage.model_copy(update={"engine": stage.engine.model_copy(update=settings)}) for name, stage in stages.items()}
+        )
+
+    def names(recipe: Recipe) -> list[str]:
+        jobs = [fingerprint(job_spec(name).settings(recipe)) for name in ("train_stage1", "train_stage2")]
+        return jobs + train_stage2.phase_fingerprints(recipe, "x")
+
+    for settings in ({"log_every": 7}, {"num_ranks": 2}, {"zero_stage": 1}, {"loader_workers": 2}):
+        assert names(with_engine(**settings)) == names(RECIPE)
+    assert not set(names(with_engine(precision="bf16"))) & set(names(RECIPE))
 
 
 def test_an_empty_subset_says_what_to_change(root: Workspace) -> None:
@@ -136,7 +151,10 @@ def test_two_ranks_as_processes_train_what_one_does(root: Workspace) -> None:
     context = context_of("train_stage1", root, RECIPE)
     reference: list[dict[str, Any]] = read_losses(context.folder / "losses.jsonl")
     engine = RECIPE.stage1.engine.model_copy(update={"num_ranks": 2, "max_restarts": 0})
-    two = latent_recipe(stage1=RECIPE.stage1.model_copy(update={"engine": engine}))
+    # Ranks alone would go on in the first run's folder.
+    two = latent_recipe(
+        stage1=RECIPE.stage1.model_copy(update={"engine": engine, "validation_samples": RECIPE.stage1.validation_samples + 1})
+    )
     second = context_of("train_stage1", root, two)
     train_stage1.run(second)
     losses = [line["loss"] for line in read_losses(second.folder / "losses.jsonl")]
