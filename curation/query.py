@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from curation.exports import Exported, Say
+    from curation.releases import ReleaseDiff
 
 PRINTED = ("table", "json", "csv")
 """Formats of an answer on the terminal; files have more (`curation.exports`)."""
@@ -222,6 +223,15 @@ class Dataset:
     def tags(self) -> dict[str, dict[str, Any]]:
         """Releases by name: their cards."""
         return {name: tag.card for name, tag in self.store.tags().items()}
+
+    def diff(self, old: str, new: str) -> ReleaseDiff:
+        """What differs between two releases: clips added, removed, changed. Raises QueryError for an unknown tag."""
+        from curation.releases import diff
+
+        try:
+            return diff(self.store, old, new)
+        except StoreError as error:
+            raise QueryError(str(error)) from None
 
 
 def open_dataset(path: Path | str) -> Dataset:

@@ -147,6 +147,26 @@ def query(
     )
 
 
+@app.command()
+def diff(
+    old: Annotated[str, typer.Argument(help="Tag of a release.")],
+    new: Annotated[str, typer.Argument(help="Tag of a later one.")],
+    format: Annotated[str, typer.Option(metavar="table|json", help="json names every clip.")] = "table",
+    root: RootOption = None,
+) -> None:
+    """What differs between two releases of the dataset: clips added, removed (and why), changed."""
+    import json
+    from dataclasses import asdict
+
+    import curation
+    from pipelines.job import UserError
+
+    if format not in ("table", "json"):
+        raise UserError(f"no format {format!r}; formats: table, json")
+    found = curation.open(_workspace(root, None).store).diff(old, new)
+    print(found if format == "table" else json.dumps(asdict(found), indent=1, ensure_ascii=False))
+
+
 @train_app.callback()
 def train(
     context: typer.Context,

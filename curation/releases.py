@@ -1,0 +1,114 @@
+"""What differs between two releases of the dataset (tags of `clips`): clips added, removed, and changed. Light."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curation.store import Store
+
+COMPARED = ("split", "caption", "subsets", "uri")
+"""Columns of a kept clip that training reads, or that say where it lies."""
+READ = ("clip_id", "uri", "start_us", "end_us", "duration_s", "state", "reject_reason", *(name for name in COMPARED if name != "uri"))
+SHOWN = 5
+"""Clips of each kind that the text names."""
+
+
+@dataclass(frozen=True)
+class ReleaseDiff:
+    """Kept clips of release `old` against those of `new`."""
+
+    old: str
+    new: str
+    old_clips: int
+    new_clips: int
+    old_hours: float
+    new_hours: float
+    added: list[dict[str, Any]]
+    """clip_id, uri, start_us, end_us, split."""
+    removed: list[dict[str, Any]]
+    """The same, and why: its reject_reason in the new release, or that it is in no row there."""
+    changed: list[dict[str, Any]]
+    """clip_id, column, old, new: a row for every column of COMPARED that differs."""
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.old} -> {self.new}: {self.old_clips} -> {self.new_clips} clips, {self.old_hours:.2f} -> {self.new_hours:.2f} h",
+            f"added    {len(self.added)}",
+            *(f"  {_place(row)}  {row['split'] or '-'}" for row in self.added[:SHOWN]),
+            f"removed  {len(self.removed)}{_counted(row['why'] for row in self.removed)}",
+            *(f"  {_place(row)}  {row['why']}" for row in self.removed[:SHOWN]),
+            f"changed  {len({row['clip_id'] for row in self.changed})}{_counted(row['column'] for row in self.changed)}",
+            *(f"  {row['clip_id'][:12]}  {row['column']}: {_short(row['old'])} -> {_short(row['new'])}" for row in self.changed[:SHOWN]),
+        ]
+        return "\n".join(lines)
+
+
+def diff(store: Store, old: str, new: str) -> ReleaseDiff:
+    """Compares two tags. Raises StoreError for one that does not exist."""
+    before, after = (store.read("clips", READ, tag=tag) for tag in (old, new))
+    kept_before, kept_after = (rows.filter(pc.equal(rows["state"], "kept")) for rows in (before, after))
+    added = kept_after.filter(pc.invert(pc.is_in(kept_after["clip_id"], kept_before["clip_id"].combine_chunks())))
+    removed = kept_before.filter(pc.invert(pc.is_in(kept_before["clip_id"], kept_after["clip_id"].combine_chunks())))
+    shown = ["clip_id", "uri", "start_us", "end_us", "split"]
+    reasons = _at(after, removed["clip_id"], ["clip_id", "state", "reject_reason"]).to_pylist()
+    why = ["no such clip any more" if row["clip_id"] is None else row["reject_reason"] or row["state"] for row in reasons]
+    return ReleaseDiff(
+        old,
+        new,
+        kept_before.num_rows,
+        kept_after.num_rows,
+        _hours(kept_before),
+        _hours(kept_after),
+        added.select(shown).to_pylist(),
+        [row | {"why": reason} for row, reason in zip(removed.select(shown).to_pylist(), why, strict=True)],
+        list(_changes(kept_before, kept_after)),
+    )
+
+
+def _changes(before: pa.Table, after: pa.Table) -> list[dict[str, Any]]:
+    """A row for every clip and column that differs, in the order of COMPARED and clip_id."""
+    stayed = before.filter(pc.is_in(before["clip_id"], after["clip_id"].combine_chunks()))
+    now = _at(after, stayed["clip_id"], ["clip_id", *COMPARED])
+    changed = []
+    for column in COMPARED:
+        then, present = _comparable(stayed[column]), _comparable(now[column])
+        places = pc.indices_nonzero(pc.fill_null(pc.not_equal(then, present), pc.xor(then.is_null(), present.is_null())))
+        rows = zip(*(table.take(places).to_pylist() for table in (stayed["clip_id"], stayed[column], now[column])), strict=True)
+        changed += [{"clip_id": clip_id, "column": column, "old": old, "new": new} for clip_id, old, new in rows]
+    return changed
+
+
+def _comparable(values: pa.ChunkedArray) -> pa.Array:
+    """Lists as one text, so that they compare."""
+    array = values.combine_chunks()
+    return pc.binary_join(pc.cast(array, pa.list_(pa.string())), ",") if pa.types.is_list(array.type) else array
+
+
+def _at(rows: pa.Table, clip_ids: pa.ChunkedArray, columns: list[str]) -> pa.Table:
+    """The rows of these clips in their order; nulls where there is none."""
+    places = pc.index_in(clip_ids.combine_chunks(), rows["clip_id"].combine_chunks())
+    return rows.select(columns).combine_chunks().take(places)
+
+
+def _hours(rows: pa.Table) -> float:
+    return float(pc.sum(rows["duration_s"]).as_py() or 0.0) / 3600
+
+
+def _place(row: dict[str, Any]) -> str:
+    start, end = (row["start_us"] or 0) / 1e6, (row["end_us"] or 0) / 1e6
+    return f"{row['clip_id'][:12]}  {(row['uri'] or '').rsplit('/', 1)[-1]} {start:.2f}-{end:.2f} s"
+
+
+def _counted(names: Any) -> str:
+    counts = Counter(names).most_common(5)
+    return f" ({', '.join(f'{name} {count}' for name, count in counts)})" if counts else ""
+
+
+def _short(value: Any) -> str:
+    text = "-" if value is None else str(value)
+    return text if len(text) <= 48 else text[:47] + "…"

@@ -1,0 +1,81 @@
+"""The diff of two releases, on rows whose differences are known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+import curation
+from curation.expression import QueryError
+from curation.schema import CLIPS
+from curation.store import Store
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clips a-f, an hour each. one: a, b, c, d kept, e rejected. two: b rejected, c gone, d changed, e kept, f new and kept."""
+    folder = tmp_path_factory.mktemp("releases") / "store"
+    store = Store.open(folder)
+    names = ["clip_id", "state", "reject_reason", "split", "caption", "subsets"]
+
+    def put(*rows: tuple[object, ...]) -> None:
+        columns = {name: pa.array([row[i] for row in rows], CLIPS.field(name).type) for i, name in enumerate(names)}
+        facts = {"uri": [f"/films/{row[0]}.mp4" for row in rows], "duration_s": [3600.0] * len(rows)}
+        store.upsert("clips", pa.table(columns | {name: pa.array(values) for name, values in facts.items()}))
+
+    put(
+        ("a", "kept", None, "train", "same", ["preference"]),
+        ("b", "kept", None, "train", "slow", []),
+        ("c", "kept", None, "val", None, None),
+        ("d", "kept", None, "train", "old words", []),
+        ("e", "rejected", "motion", None, None, None),
+    )
+    store.tag("one", "first")
+    put(
+        ("b", "rejected", "motion,aesthetic", "train", "slow", []),
+        ("d", "kept", None, "val", "new words", ["preference"]),
+        ("e", "kept", None, "train", None, None),
+        ("f", "kept", None, "train", "new", []),
+    )
+    store.delete("clips", "clip_id = 'c'")
+    store.tag("two", "second")
+    return folder
+
+
+def test_added_removed_and_changed(path: Path) -> None:
+    found = curation.open(path).diff("one", "two")
+    assert (found.old_clips, found.new_clips, found.old_hours, found.new_hours) == (4, 4, 4.0, 4.0)
+    assert [row["clip_id"] for row in found.added] == ["e", "f"]
+    assert [(row["clip_id"], row["why"]) for row in found.removed] == [("b", "motion,aesthetic"), ("c", "no such clip any more")]
+    assert [(row["clip_id"], row["column"], row["old"], row["new"]) for row in found.changed] == [
+        ("d", "split", "train", "val"),
+        ("d", "caption", "old words", "new words"),
+        ("d", "subsets", [], ["preference"]),
+    ]
+
+
+def test_it_is_symmetrical_and_silent_where_nothing_differs(path: Path) -> None:
+    back = curation.open(path).diff("two", "one")
+    assert [row["clip_id"] for row in back.added] == ["b", "c"] and [row["clip_id"] for row in back.removed] == ["e", "f"]
+    assert [row["why"] for row in back.removed] == ["motion", "no such clip any more"]
+    same = curation.open(path).diff("one", "one")
+    assert same.added == same.removed == same.changed == []
+
+
+def test_its_text_and_mistakes(path: Path) -> None:
+    lines = str(curation.open(path).diff("one", "two")).splitlines()
+    assert lines[0] == "one -> two: 4 -> 4 clips, 4.00 -> 4.00 h"
+    assert "removed  2 (motion,aesthetic 1, no such clip any more 1)" in lines
+    assert "changed  1 (split 1, caption 1, subsets 1)" in lines and "  d  caption: old words -> new words" in lines
+    with pytest.raises(QueryError, match="no tag 'tow'; did you mean \"two\""):
+        curation.open(path).diff("one", "tow")
+
+
+def test_the_command_prints_it(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from orchestration.cli import diff
+
+    diff("one", "two", format="json", root=path.parent)
+    assert [row["clip_id"] for row in json.loads(capsys.readouterr().out)["added"]] == ["e", "f"]
