@@ -24,6 +24,7 @@ from curation.config import DecodeConfig, ShotsConfig
 from curation.shots import ClipCutter, CutDetector, Span, clip_id
 from curation.tracks import VERSION as TRACK_VERSION
 from curation.tracks import TrackFacts, TrackWriter, pass_path, thumbnail_path, track_exists
+from curation.versions import PASS_VERSION
 from curation.video import (
     BLACK_LUMA,
     TIME_TOLERANCE_US,
@@ -38,8 +39,6 @@ from curation.video import (
     resize,
 )
 
-PASS_VERSION = "1"
-"""Bumped when tracks or clips come out differently from equal settings."""
 CUT_SIGNAL_PX = 240
 """Long side, at least, of the picture that the cut detectors see (PySceneDetect itself goes down to about 256)."""
 KEY_CANDIDATES = 24

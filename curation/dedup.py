@@ -12,8 +12,8 @@ import numpy as np
 
 from curation.config import DedupConfig
 from curation.step import Lineage
+from curation.versions import SCORE_VERSIONS
 
-DEDUP_VERSION = "1"
 BLOCK = 2048
 """Clips compared with all others at a time, so that memory stays bounded."""
 
@@ -33,7 +33,7 @@ class HashedClip:
 
 def dedup_lineage(config: DedupConfig) -> Lineage:
     """What made the duplicate columns."""
-    return Lineage("score", "dedup", DEDUP_VERSION, "64-bit DCT hashes of key frames", parameters=config.model_dump(mode="json"))
+    return Lineage("score", "dedup", SCORE_VERSIONS["dedup"], "64-bit DCT hashes of key frames", parameters=config.model_dump(mode="json"))
 
 
 def parse_hashes(text: str | None) -> tuple[int, ...]:

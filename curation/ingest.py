@@ -15,9 +15,8 @@ from curation.remote import RemoteError, fetch
 from curation.sources import SourceFile, is_remote
 from curation.step import Lineage
 from curation.supervised import Failure, SupervisedFunction
+from curation.versions import PROBE_VERSION
 from curation.video import Probe
-
-PROBE_VERSION = "1"
 
 
 def ingest_lineage() -> Lineage:

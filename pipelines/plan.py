@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from curation import versions
 from flashvideo.config import Stage1Config, Stage2Config
 from pipelines.latent_plan import latent_settings
 from pipelines.recipe import Recipe
@@ -101,7 +102,12 @@ JOBS: tuple[JobSpec, ...] = (
         summary="list, hash and probe the sources",
         needs=(),
         version=1,
-        settings=lambda r: {"sources": r.sources, "decode": r.curation.decode, "max_failed_share": r.curation.max_failed_share},
+        settings=lambda r: {
+            "sources": r.sources,
+            "decode": r.curation.decode,
+            "max_failed_share": r.curation.max_failed_share,
+            "probe": versions.PROBE_VERSION,
+        },
         demand=_workers,
         inputs="files",
         outputs="table sources",
@@ -112,7 +118,7 @@ JOBS: tuple[JobSpec, ...] = (
         summary="decode each source once, find cuts, cut clips",
         needs=("ingest",),
         version=1,
-        settings=lambda r: {"decode": r.curation.decode, "shots": r.curation.shots},
+        settings=lambda r: {"decode": r.curation.decode, "shots": r.curation.shots, "pass": versions.PASS_VERSION},
         demand=_workers,
         inputs="table sources",
         outputs="table clips, tracks/",
@@ -129,6 +135,7 @@ JOBS: tuple[JobSpec, ...] = (
             "quality": r.curation.quality,
             "dedup": r.curation.dedup,
             "decode": r.curation.decode,
+            "versions": versions.SCORE_VERSIONS,
         },
         demand=_scorers,
         inputs="table clips, tracks/",

@@ -14,6 +14,7 @@ from curation.ingest import hash_file
 from curation.schema import CLIPS, EMBEDDING_WIDTH
 from curation.step import Batch, Lineage, Resources, StepError
 from curation.tracks import ClipTrack, read_clip_track
+from curation.versions import SCORE_VERSIONS
 from curation.video import resize
 
 SHORT_SIDE_PX = 360
@@ -22,7 +23,8 @@ HEAD_FILE = "sac+logos+ava1-l14-linearMSE.pth"
 
 def aesthetic_proxy_lineage(track_run: str) -> Lineage:
     """What made aesthetic_proxy."""
-    return Lineage("score", "aesthetic_proxy", "1", "colourfulness, sharpness, contrast, exposure", parameters={"track": track_run})
+    model = "colourfulness, sharpness, contrast, exposure"
+    return Lineage("score", "aesthetic_proxy", SCORE_VERSIONS["aesthetic_proxy"], model, parameters={"track": track_run})
 
 
 class AestheticProxyStep:
@@ -133,7 +135,8 @@ def head_weights(config: AestheticConfig) -> Path:
 def aesthetic_lineage(config: AestheticConfig, embedding_run: str) -> Lineage:
     """Lineage of aesthetic with the head's hash."""
     weights = hash_file(str(head_weights(config)))
-    return Lineage("score", "aesthetic", "1", "LAION sac+logos+ava1 on CLIP ViT-L/14", weights, {"embedding": embedding_run})
+    model = "LAION sac+logos+ava1 on CLIP ViT-L/14"
+    return Lineage("score", "aesthetic", SCORE_VERSIONS["aesthetic"], model, weights, {"embedding": embedding_run})
 
 
 def load_head(path: Path) -> tuple[np.ndarray, float]:

@@ -14,6 +14,7 @@ from curation.schema import CLIPS, EMBEDDING_WIDTH
 from curation.scores.aesthetic import key_pictures
 from curation.step import Batch, Lineage, Resources, StepError
 from curation.tracks import read_clip_track
+from curation.versions import SCORE_VERSIONS
 
 CLIP_FOLDER = "openai/clip-vit-large-patch14"
 CLIP_FILE = "model.safetensors"
@@ -77,7 +78,7 @@ def embedding_lineage(config: AestheticConfig, track_run: str) -> Lineage:
     weights = next((hash_file(str(path)) for path in files if path.is_file()), None)
     if weights is None:
         raise StepError("weights_missing", f"embedding wants {files[0]}; it is not there")
-    return Lineage("score", "embedding", "1", CLIP_FOLDER, weights, {"track": track_run})
+    return Lineage("score", "embedding", SCORE_VERSIONS["embedding"], CLIP_FOLDER, weights, {"track": track_run})
 
 
 def _load(folder: Path) -> tuple[Any, Any]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from curation.schema import CLIPS
 from curation.step import Batch, Lineage, Resources, StepError
 from curation.tracks import ClipTrack, read_clip_track
+from curation.versions import SCORE_VERSIONS
 
 BLACK_SHARE = 0.98
 """A frame is black when this share of its pixels is (as ffmpeg's blackdetect)."""
@@ -22,7 +23,7 @@ COLUMNS = (
 
 def health_lineage(track_run: str) -> Lineage:
     """What made the health columns."""
-    return Lineage("score", "health", "1", "counts over decoded frames", parameters={"track": track_run})
+    return Lineage("score", "health", SCORE_VERSIONS["health"], "counts over decoded frames", parameters={"track": track_run})
 
 
 class HealthStep:

@@ -26,10 +26,9 @@ from curation.config import MotionConfig
 from curation.schema import CLIPS
 from curation.step import Batch, Lineage, Resources, StepError
 from curation.tracks import ClipTrack, read_clip_track
+from curation.versions import SCORE_VERSIONS
 from curation.video import resize
 
-PROXY_VERSION = "4"
-"""Bumped when motion_proxy comes out differently from equal settings."""
 TICK_US = 125_000
 RUNS = 3
 """Clips with more than max_pairs pairs: this many runs of neighbouring pairs, at the start, middle and end."""
@@ -393,7 +392,8 @@ TRACK_COLUMNS: tuple[str, ...] = ("clip_id", "source_id", "start_us", "end_us")
 def motion_proxy_lineage(config: MotionConfig, track_run: str) -> Lineage:
     """What made motion_proxy."""
     model = "OpenCV DIS, texture guard (flashvideo-motion/1)"
-    return Lineage("score", "motion_proxy", PROXY_VERSION, model, parameters={"max_pairs": config.max_pairs, "track": track_run})
+    parameters = {"max_pairs": config.max_pairs, "track": track_run}
+    return Lineage("score", "motion_proxy", SCORE_VERSIONS["motion_proxy"], model, parameters=parameters)
 
 
 class MotionProxyStep:
@@ -495,7 +495,6 @@ def raft_lineage(config: MotionConfig, track_run: str) -> Lineage:
     """Lineage of motion_raft with the weights' hash."""
     from curation.ingest import hash_file
 
-    return Lineage(
-        "score", "motion_raft", "1", "torchvision raft_large C_T_SKHT_V2 (flashvideo-motion/1)", hash_file(str(raft_weights(config))),
-        {"max_pairs": config.max_pairs, "updates": RAFT_UPDATES, "track": track_run},
-    )  # fmt: skip
+    model = "torchvision raft_large C_T_SKHT_V2 (flashvideo-motion/1)"
+    parameters = {"max_pairs": config.max_pairs, "updates": RAFT_UPDATES, "track": track_run}
+    return Lineage("score", "motion_raft", SCORE_VERSIONS["motion_raft"], model, hash_file(str(raft_weights(config))), parameters)

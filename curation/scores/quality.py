@@ -14,6 +14,7 @@ from curation.schema import CLIPS
 from curation.scores.aesthetic import key_pictures
 from curation.step import Batch, Lineage, Resources, StepError
 from curation.tracks import read_clip_track
+from curation.versions import SCORE_VERSIONS
 
 SMALLEST_PX = 32
 """pyiqa's metrics look at blocks and scales; piqe breaks below two blocks of 16 px."""
@@ -80,7 +81,8 @@ def quality_lineage(metric: str, max_frames: int, track_run: str) -> Lineage:
     """Lineage of one metric."""
     from importlib.metadata import version
 
-    return Lineage("score", metric, "1", f"pyiqa {version('pyiqa')} {metric}", parameters={"track": track_run, "max_frames": max_frames})
+    parameters = {"track": track_run, "max_frames": max_frames}
+    return Lineage("score", metric, SCORE_VERSIONS["quality"], f"pyiqa {version('pyiqa')} {metric}", parameters=parameters)
 
 
 def _create(metric: str, device: Any) -> Any:

@@ -1,0 +1,21 @@
+"""Versions of what reads and measures: bumped when equal settings come out differently. Light: imports nothing.
+
+They stand in the lineage of what is written, so exactly that is stale, and in the job's fingerprint, so the job runs.
+"""
+
+from __future__ import annotations
+
+PROBE_VERSION = "1"
+PASS_VERSION = "1"
+"""Of tracks and clips."""
+SCORE_VERSIONS = {
+    "health": "1",
+    "motion_proxy": "4",
+    "motion_raft": "1",
+    "aesthetic_proxy": "1",
+    "aesthetic": "1",
+    "embedding": "1",
+    "quality": "1",
+    "dedup": "1",
+}
+"""By step; quality: every pyiqa metric."""
