@@ -86,9 +86,18 @@ def curate(
     root: RootOption = None,
     sources: SourcesOption = None,
     dry_run: DryRunOption = False,
+    stale: Annotated[bool, typer.Option("--stale", help="Print what would be computed again and why; start nothing.")] = False,
 ) -> None:
     """Raw files to a scored, captioned, selected and tagged dataset."""
-    _run("curate", *_given(recipe, overrides, root, sources), dry_run)
+    loaded, workspace = _given(recipe, overrides, root, sources)
+    if stale:
+        import subprocess
+
+        from pipelines.recipe import dump
+
+        command = [sys.executable, "-m", "pipelines.stale", str(workspace.root)]
+        raise typer.Exit(subprocess.run(command, input=dump(loaded), text=True, check=False).returncode)
+    _run("curate", loaded, workspace, dry_run)
 
 
 @app.command()

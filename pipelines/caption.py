@@ -54,7 +54,7 @@ def run(context: JobContext) -> Report:
     try:
         lineage = captioner_lineage(config.caption, track_run(config))
         rows = present_clips(store, list(dict.fromkeys([*IDENTITY, *NEEDED])))
-        made = _captions(store, lineage, rows)
+        made = captions_of(store, lineage, rows)
         again = pa.nulls(0, pa.string()) if config.caption.backend in FACT_READERS else made["clip_id"].combine_chunks()
         todo = rows.filter(pc.invert(pc.is_in(rows["clip_id"], again)))
         if todo.num_rows:
@@ -62,12 +62,12 @@ def run(context: JobContext) -> Report:
             _describe(context, store, lineage, todo, made)
     except CaptionSetupError as error:
         raise UserError(str(error)) from None
-    captions = _captions(store, lineage, rows)
+    captions = captions_of(store, lineage, rows)
     changed = _put_in_use(store, rows, captions, lineage)
     return _report(context, lineage, rows.num_rows, todo.num_rows, changed, captions)
 
 
-def _captions(store: Store, lineage: Lineage, rows: pa.Table) -> pa.Table:
+def captions_of(store: Store, lineage: Lineage, rows: pa.Table) -> pa.Table:
     """This lineage's captions of these clips."""
     captions = store.read("captions", where=any_of("caption_run", [lineage.run_id]))
     return captions.filter(pc.is_in(captions["clip_id"], rows["clip_id"].combine_chunks()))

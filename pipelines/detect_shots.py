@@ -9,6 +9,7 @@ import logging
 import socket
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -60,7 +61,7 @@ def run(context: JobContext) -> Report:
     lineage = shots_lineage(config)
     present = store.read("sources", where="present = true").to_pylist()
     originals = [row for row in present if row["media_type"] is not None and row["status"] != "duplicate"]
-    todo = [row for row in originals if not _is_done(row, context, lineage)]
+    todo = [row for row in originals if not is_done(row, context.workspace.tracks, lineage)]
     begin = time.monotonic()
     failed = _decode_all(context, store, lineage, todo, done_before=len(originals) - len(todo))
     if todo:
@@ -68,10 +69,11 @@ def run(context: JobContext) -> Report:
     return _report(context, store, originals, len(todo), lineage)
 
 
-def _is_done(row: dict[str, Any], context: JobContext, lineage: Lineage) -> bool:
+def is_done(row: dict[str, Any], tracks: Path, lineage: Lineage) -> bool:
+    """Whether the source was decoded with these settings, and its track is there."""
     if row["shots_run"] != lineage.run_id:
         return False
-    return row["status"] == "failed" or track_exists(context.workspace.tracks, row["source_id"])
+    return row["status"] == "failed" or track_exists(tracks, row["source_id"])
 
 
 def _decode_all(context: JobContext, store: Store, lineage: Lineage, todo: list[dict[str, Any]], done_before: int) -> int:

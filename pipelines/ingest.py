@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from curation.ingest import Ingester, IngestResult, ingest_lineage, mark_duplicates
 from curation.schema import SOURCES
-from curation.sources import Listing, list_sources
+from curation.sources import Listing, SourceFile, list_sources
 from curation.store import Store
 from pipelines.artifacts import Report
 from pipelines.digests import digest_of
@@ -38,7 +38,7 @@ def run(context: JobContext) -> Report:
     store = Store.open(context.workspace.store)
     known = {row["uri"]: row for row in store.read("sources").to_pylist()}
     run_id = ingest_lineage().run_id
-    todo = [file for file in listing.files if not _is_known(known.get(file.uri), file, run_id)]
+    todo = [file for file in listing.files if not is_known(known.get(file.uri), file, run_id)]
     begin = time.monotonic()
     failed = _probe_all(context, store, todo, done_before=len(listing.files) - len(todo))
     rows = _settle(store, listing)
@@ -64,7 +64,8 @@ def run(context: JobContext) -> Report:
     )
 
 
-def _is_known(row: dict[str, Any] | None, file: Any, run_id: str) -> bool:
+def is_known(row: dict[str, Any] | None, file: SourceFile, run_id: str) -> bool:
+    """Whether the row of `sources` is of this very file, read by this probe."""
     return (
         row is not None
         and row["source_id"] is not None  # it could not be read: a server may answer now

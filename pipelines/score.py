@@ -181,20 +181,24 @@ def present_clips(store: Store, columns: Sequence[str]) -> pa.Table:
     return rows.sort_by([("source_id", "ascending"), ("start_us", "ascending")]).select(list(columns))
 
 
-def _score(context: JobContext, store: Store, plans: list[Plan], gpus: float) -> tuple[set[str], dict[str, int]]:
-    """Runs the stale ones of these steps; returns the clips that failed, and clips done per step."""
-    inputs = ["embedding"] if any(plan.name == "aesthetic" for plan in plans) else []
-    columns = ["clip_id", "source_id", "uri", "media_type", "start_us", "end_us", *inputs, *(plan.run_column for plan in plans)]
-    rows = present_clips(store, columns)
+def stale_rows(rows: pa.Table, plans: Sequence[Plan]) -> dict[str, list[bool]]:
+    """Per step, which rows (media_type and the run columns) it has to compute: those of another lineage."""
     is_video = pc.equal(rows["media_type"], "video").to_pylist()
-    wanted = {
+    return {
         plan.name: [
             run != plan.lineage.run_id and (video or not plan.video_only)
             for run, video in zip(rows[plan.run_column].to_pylist(), is_video, strict=True)
         ]
         for plan in plans
     }
-    wanted = {name: mask for name, mask in wanted.items() if any(mask)}
+
+
+def _score(context: JobContext, store: Store, plans: list[Plan], gpus: float) -> tuple[set[str], dict[str, int]]:
+    """Runs the stale ones of these steps; returns the clips that failed, and clips done per step."""
+    inputs = ["embedding"] if any(plan.name == "aesthetic" for plan in plans) else []
+    columns = ["clip_id", "source_id", "uri", "media_type", "start_us", "end_us", *inputs, *(plan.run_column for plan in plans)]
+    rows = present_clips(store, columns)
+    wanted = {name: mask for name, mask in stale_rows(rows, plans).items() if any(mask)}
     if not wanted:
         return set(), {}
     todo = [any(mask[row] for mask in wanted.values()) for row in range(rows.num_rows)]
