@@ -135,8 +135,10 @@ def _kill_inside_commit(store: Store, victim: Writer, others: Sequence[Writer], 
             manifests, files = _manifests(table), _data_files(table)
             with _stopped(others):  # so that the victim is the next to have the lock
                 fcntl.flock(file, fcntl.LOCK_UN)
-                while (False, os.getpid()) in _locks(lock) or (True, pid) in _locks(lock):
+                while (holder := _holder(lock)) in (None, os.getpid()) and (True, pid) in _locks(lock):
                     time.sleep(0.0001)
+            if holder != pid and _holder(lock) != pid:  # another one slipped in, or the victim is through already
+                continue
             if skip > 0:
                 skip -= 1
                 continue
@@ -153,6 +155,9 @@ def _stopped(writers: Sequence[Writer]) -> Iterator[None]:
     running = [writer.process for writer in writers if writer.process.poll() is None]
     for process in running:
         process.send_signal(signal.SIGSTOP)
+    for process in running:
+        while psutil.Process(process.pid).status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+            time.sleep(0.0001)
     try:
         yield
     finally:
@@ -184,6 +189,10 @@ def _manifests(table: Path) -> set[Path]:
 
 def _data_files(table: Path) -> set[Path]:
     return set((table / "data").glob("*"))
+
+
+def _holder(lock: Path) -> int | None:
+    return next((process for waits, process in _locks(lock) if not waits), None)
 
 
 def _locks(lock: Path) -> set[tuple[bool, int]]:
