@@ -101,7 +101,7 @@ def _stage1() -> Stage1Config:
         objective=DiffusionConfig(),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=5, schedule="cosine", clip_grad_norm=1.0),
         engine=CPU_ENGINE,
-        iterations=120,
+        iterations=80,
         batch_size=16,
         validation_samples=12,
     )
@@ -156,7 +156,7 @@ def debug() -> Recipe:
         stage1=_stage1(),
         stage2=_stage2(),
         generate=GenerateConfig(
-            num_prompts=3,
+            num_prompts=2,
             stage1=Stage1SamplingConfig(num_steps=10, guidance_scale=2.0),
             stage2=Stage2SamplingConfig(num_steps=4, guidance_scale=1.0, noise_step=3),
         ),
