@@ -29,7 +29,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Recipe
 
 def generated(trained: tuple[Workspace, Recipe, dict[str, Report]], *prompts: str) -> tuple[Path, Report]:
     workspace, recipe, reports = trained
-    recipe = recipe.model_copy(update={"generate": recipe.generate.model_copy(update={"prompts": prompts})})
+    number = max(len(prompts), recipe.generate.num_prompts)
+    recipe = recipe.model_copy(update={"generate": recipe.generate.model_copy(update={"prompts": prompts, "num_prompts": number})})
     context = context_of("generate", workspace, recipe, reports)
     return context.folder, generate.run(context)
 
