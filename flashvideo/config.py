@@ -581,3 +581,22 @@ class EvaluationConfig(Settings):
     psnr_margin_db: float = 3.0
     """Gate of the debug run: PSNR may fall below the input's by at most this."""
     seed: int = 4
+
+
+class SweepConfig(Settings):
+    """What `flashvideo sweep` goes through: one setting of Stage II's sampling at a time. Part of no job's fingerprint."""
+
+    nfe: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = (1, 2, 3, 4, 5, 6, 7, 8)
+    """Euler steps (Table 8)."""
+    guidance: tuple[Annotated[float, Field(ge=0)], ...] = (1, 4, 7, 10, 13, 16, 19, 22)
+    """Guidance scales (Table 9)."""
+    noise: tuple[Annotated[int, Field(ge=0, le=999)], ...] = (600, 650, 675, 700, 725, 750, 800, 850)
+    """Steps of DEG_latent: both groups of Table 10."""
+    resolution: tuple[tuple[int, int], ...] = ((1072, 1920), (1440, 2560))
+    """Height and width of the enhanced videos (Table 5: 1080p and 2K)."""
+    inputs: Literal["held_out", "prompts"] = "held_out"
+    """held_out: clips with truth, degraded as in evaluation. prompts: Stage I's videos of the generate job (the paper's way)."""
+    items: int | None = Field(default=None, ge=1)
+    """At most so many clips or prompts; None: evaluation.held_out_clips, or every prompt."""
+    frame_stride: int = Field(default=1, ge=1)
+    """Every n-th frame enters the frame metrics; recorded with the numbers."""

@@ -25,6 +25,7 @@ from flashvideo.config import (
     LatentsConfig,
     Stage1Config,
     Stage2Config,
+    SweepConfig,
     TextEncoderConfig,
     VaeConfig,
 )
@@ -70,6 +71,7 @@ class Recipe(Settings):
     stage2: Stage2Config = Stage2Config()
     generate: GenerateConfig = GenerateConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    sweep: SweepConfig = SweepConfig()
     runtime: RuntimeConfig = Field(default=RuntimeConfig())
 
     @model_validator(mode="after")

@@ -33,6 +33,7 @@ from flashvideo.config import (
     Stage1SamplingConfig,
     Stage2Config,
     Stage2SamplingConfig,
+    SweepConfig,
     TextEncoderConfig,
     TransformerConfig,
     VaeConfig,
@@ -161,5 +162,6 @@ def debug() -> Recipe:
             stage2=Stage2SamplingConfig(num_steps=4, guidance_scale=1.0, noise_step=3),
         ),
         evaluation=EvaluationConfig(held_out_clips=6, downscale=8.0),
+        sweep=SweepConfig(noise=(2, 3, 4, 5, 6, 8, 10), resolution=((256, 448), (336, 592))),
         runtime=RuntimeConfig(workers=2, worker_memory_bytes=1_500_000_000),
     )
