@@ -76,6 +76,9 @@ class TransformerConfig(Settings):
     text_embed_dim: int = 4096
     """Width of the text encoder (T5 v1.1-XXL)."""
     time_embed_dim: int = 512
+    positions: Literal["rope", "sincos"] = Field(default="rope", exclude_if=lambda value: value == "rope")
+    """rope: rotary. sincos: CogVideoX-2B's sinusoids added to the patches, Figure 8's ablation. Left out of files where it is
+    rope, so that what was made before there was a choice keeps its name."""
     rope_theta: float = 10_000.0
     rope_axes: tuple[int, int, int] = (16, 24, 24)
     """Head dimensions given to time, height and width (code)."""

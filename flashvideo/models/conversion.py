@@ -412,6 +412,8 @@ def export_transformer(folder: Path, target: Path, part: str = TRANSFORMER) -> N
     Raises WeightsError for an adapter that the released layout cannot hold (FFN, or untied adaptive norms): merge it first.
     """
     config = config_from_diffusers(read_config(folder / part), str(folder / part))
+    if config.positions != "rope":
+        raise WeightsError(f"{folder / part} has {config.positions} positions; the released code reads this layout with RoPE")
     lora = part == TRANSFORMER and (folder / ADAPTER).is_dir()
     state = read_tensors(folder / part, WEIGHTS_FILE)
     table = transformer_table(config, lora)
@@ -464,8 +466,10 @@ def import_cogvideox(source: Path, folder: Path, part: str) -> TransformerConfig
 
     values = read_config(source)
     config = config_from_diffusers(values, str(source))
-    if not values.get("use_rotary_positional_embeddings", False):
-        config = config.model_copy(update={"flavour": "2b", "noise_strength_embedding": True, "num_frames_embedding": True})
+    if config.positions == "sincos":
+        config = config.model_copy(
+            update={"flavour": "2b", "positions": "rope", "noise_strength_embedding": True, "num_frames_embedding": True}
+        )
     files = [safe_open(path, framework="pt") for path in weight_paths(source, WEIGHTS_FILE)]
     where = {key: file for file in files for key in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
     for key in DROPPED_KEYS:

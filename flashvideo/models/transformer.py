@@ -1,4 +1,4 @@
-"""The CogVideoX diffusion transformer, both stages: joint text and video attention, adaptive LayerNorm, 3D RoPE.
+"""The CogVideoX diffusion transformer, both stages: joint text and video attention, adaptive LayerNorm, 3D RoPE (or sinusoids).
 
 Equal to diffusers' `CogVideoXTransformer3DModel` (tested), with these differences: queries, keys and values are one
 matmul; the rotary table is made once a forward, from the real grid; the last norm has eps 1e-6, as in the released
@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from flashvideo.config import TransformerConfig
-from flashvideo.models.rope import apply_rotary, rotary_table
+from flashvideo.models.rope import SINCOS_SPATIAL_SCALE, apply_rotary, rotary_table, sincos_table
 from flashvideo.models.weight_files import WeightsError, check_keys, read_config, read_tensors, write_folder
 from flashvideo.models.window_attention import FULL_ATTENTION, AttentionOptions, WindowPlan, window_plan
 
 log = logging.getLogger("flashvideo")
 
+Rotary = tuple[Tensor, Tensor] | None
+"""Cosine and sine, each (L+N, head_dim / 2); None where positions are added to the patches."""
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 
@@ -103,21 +105,22 @@ class Attention(nn.Module):
         self.norm_k = nn.LayerNorm(head_dim, eps=1e-6)
         self.to_out = nn.ModuleList([nn.Linear(hidden_size, hidden_size)])
 
-    def forward(self, joint: Tensor, cos: Tensor, sin: Tensor, plan: WindowPlan | None = None, head_chunk: int | None = None) -> Tensor:
-        """(B, L+N, D) -> the same shape; cos, sin: (L+N, head_dim / 2). Full without a plan, all heads without a chunk."""
+    def forward(self, joint: Tensor, rotary: Rotary, plan: WindowPlan | None = None, head_chunk: int | None = None) -> Tensor:
+        """(B, L+N, D) -> the same shape. Not turned without `rotary`, full without a plan, all heads without a chunk."""
         qkv = self.to_qkv(joint).unflatten(-1, (3, self.num_heads, -1))
         chunks = qkv.split(head_chunk or self.num_heads, dim=3)
-        attended = [self._attend(chunk, cos, sin, plan) for chunk in chunks]
+        attended = [self._attend(chunk, rotary, plan) for chunk in chunks]
         output: Tensor = self.to_out[0]((attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)).flatten(2))
         return output
 
-    def _attend(self, qkv: Tensor, cos: Tensor, sin: Tensor, plan: WindowPlan | None) -> Tensor:
+    def _attend(self, qkv: Tensor, rotary: Rotary, plan: WindowPlan | None) -> Tensor:
         """(B, L+N, 3, heads, head_dim) -> (B, L+N, heads, head_dim)."""
         query, key, value = qkv.unbind(2)
-        query = apply_rotary(self.norm_q(query), cos, sin).transpose(1, 2)
-        key = apply_rotary(self.norm_k(key), cos, sin).transpose(1, 2)
+        query, key = self.norm_q(query), self.norm_k(key)
+        if rotary is not None:
+            query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
         attend = F.scaled_dot_product_attention if plan is None else plan.attend
-        return attend(query, key, value.transpose(1, 2)).transpose(1, 2)
+        return attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)).transpose(1, 2)
 
 
 class GeluProjection(nn.Module):
@@ -158,15 +161,14 @@ class Block(nn.Module):
         video: Tensor,
         text: Tensor,
         condition: Tensor,
-        cos: Tensor,
-        sin: Tensor,
+        rotary: Rotary,
         plan: WindowPlan | None = None,
         head_chunk: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """video (B, N, D), text (B, L, D), condition (B, time_embed_dim) -> the two streams."""
         num_text = text.shape[1]
         joint, gate, text_gate = self.norm1(video, text, condition)
-        joint = self.attn1(joint, cos, sin, plan, head_chunk)
+        joint = self.attn1(joint, rotary, plan, head_chunk)
         video = torch.addcmul(video, gate, joint[:, num_text:])
         text = torch.addcmul(text, text_gate, joint[:, :num_text])
         joint, gate, text_gate = self.norm2(video, text, condition)
@@ -233,13 +235,17 @@ class CogVideoXTransformer(nn.Module):
         video, text = self.patch_embed(latents, text)
         condition = F.silu(self._embed_scalars(timestep, noise_step, grid[0], latents.dtype))
         num_text = text.shape[1]
-        cos, sin = rotary_table(grid, self.config.rope_axes, self.config.rope_theta, num_text, latents.device)
+        rotary = None
+        if self.config.positions == "rope":
+            rotary = rotary_table(grid, self.config.rope_axes, self.config.rope_theta, num_text, latents.device)
+        else:
+            video = video + sincos_table(grid, self.config.hidden_size, latents.device).to(video.dtype)
         plan = None if attention.window is None else window_plan(grid, num_text, attention.window, latents.device)
         for block in self.transformer_blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():
-                video, text = checkpoint(block, video, text, condition, cos, sin, plan, attention.head_chunk, use_reentrant=False)
+                video, text = checkpoint(block, video, text, condition, rotary, plan, attention.head_chunk, use_reentrant=False)
             else:
-                video, text = block(video, text, condition, cos, sin, plan, attention.head_chunk)
+                video, text = block(video, text, condition, rotary, plan, attention.head_chunk)
         video = self.norm_out(self.norm_final(video), condition)
         return self._unpatchify(self.proj_out(video), grid)
 
@@ -315,7 +321,7 @@ def initialise_extra_embeddings(model: CogVideoXTransformer) -> None:
 
 EXTRA_EMBEDDINGS = ("noise_strength_embedding", "num_frames_embedding")
 DROPPED_KEYS = ("patch_embed.pos_embedding",)
-"""CogVideoX-2B's sincos buffer; RoPE takes its place."""
+"""CogVideoX-2B's sincos buffer; RoPE takes its place, or it is computed for the grid at hand."""
 
 _FIXED_SETTINGS: dict[str, Any] = {
     "activation_fn": "gelu-approximate",
@@ -374,7 +380,7 @@ def diffusers_config(config: TransformerConfig) -> dict[str, Any]:
         "patch_size": config.patch_size,
         "text_embed_dim": config.text_embed_dim,
         "time_embed_dim": config.time_embed_dim,
-        "use_rotary_positional_embeddings": True,
+        "use_rotary_positional_embeddings": config.positions == "rope",
     }
 
 
@@ -388,6 +394,11 @@ def config_from_diffusers(values: dict[str, Any], source: str) -> TransformerCon
     if different:
         raise WeightsError(f"{source} is another network than this one: {', '.join(different)}")
     head_dim = values.get("attention_head_dim", 64)
+    sincos = not values.get("use_rotary_positional_embeddings", False)
+    if sincos and values.get("spatial_interpolation_scale", SINCOS_SPATIAL_SCALE) != SINCOS_SPATIAL_SCALE:
+        raise WeightsError(
+            f"{source} scales its positions by {values['spatial_interpolation_scale']}; this network has {SINCOS_SPATIAL_SCALE}"
+        )
     return TransformerConfig(
         flavour="5b" if values.get("num_layers", 30) == 42 else "2b",
         num_layers=values.get("num_layers", 30),
@@ -397,6 +408,7 @@ def config_from_diffusers(values: dict[str, Any], source: str) -> TransformerCon
         patch_size=values.get("patch_size", 2),
         text_embed_dim=values.get("text_embed_dim", 4096),
         time_embed_dim=values.get("time_embed_dim", 512),
+        positions="sincos" if sincos else "rope",
         rope_axes=(head_dim // 4, head_dim // 8 * 3, head_dim // 8 * 3),
     )
 
@@ -441,7 +453,7 @@ def build_transformer(
     state = read_tensors(Path(weights), WEIGHTS_FILE, device, dtype)
     for key in DROPPED_KEYS:
         if state.pop(key, None) is not None:
-            log.info("%s: %s dropped, RoPE takes its place", weights, key)
+            log.info("%s: %s dropped, %s", weights, key, "RoPE takes its place" if config.positions == "rope" else "made for each grid")
     wanted = to_diffusers(model.state_dict())
     absent = [key for key in wanted if key not in state and key.startswith(EXTRA_EMBEDDINGS)] if fresh_embeddings else []
     for key in absent:

@@ -44,6 +44,11 @@ def inputs(shape: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
     return latents, torch.randn(2, 7, 40, generator=generator), torch.tensor([999.0, 421.5])
 
 
+def full_text() -> Tensor:
+    """226 tokens: diffusers' class without rotary positions adds zeros to exactly so many."""
+    return torch.randn(2, 226, 40, generator=torch.Generator().manual_seed(1))
+
+
 def stock(model: Any, latents: Tensor, text: Tensor, timestep: Tensor) -> Tensor:
     """diffusers' class, called with positions of the real grid."""
     from diffusers.models.embeddings import get_3d_rotary_pos_embed
@@ -102,17 +107,38 @@ def test_stage2_equals_diffusers_plus_two_embeddings(diffusers_class: Any, shape
     assert worst(ours(*inputs(shape), noise_step), stock(theirs, *inputs(shape))) <= TOLERANCE
 
 
-def test_a_folder_that_diffusers_wrote_loads_strictly(diffusers_class: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rotary", [True, False], ids=["5b", "2b"])
+def test_a_folder_that_diffusers_wrote_loads_strictly(diffusers_class: Any, rotary: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
     theirs = diffusers_class(
-        num_attention_heads=2, num_layers=2, text_embed_dim=40, time_embed_dim=64, use_rotary_positional_embeddings=True
+        num_attention_heads=2, num_layers=2, text_embed_dim=40, time_embed_dim=64, use_rotary_positional_embeddings=rotary
     ).eval()
     theirs.norm_out.norm.eps = 1e-6
     theirs.save_pretrained(tmp_path)
     ours = load_transformer(tmp_path)
     assert ours.config.num_layers == 2 and ours.config.rope_axes == (16, 24, 24)
+    latents, text, timestep = inputs((3, 8, 14))
+    text = text if rotary else full_text()
     with torch.no_grad():
-        assert worst(ours(*inputs((3, 8, 14))), stock(theirs, *inputs((3, 8, 14)))) <= TOLERANCE
+        expected = stock(theirs, latents, text, timestep) if rotary else theirs(latents, text, timestep, return_dict=False)[0]
+        assert worst(ours(latents, text, timestep), expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_sinusoidal_positions_equal_diffusers_without_rotary_ones(
+    diffusers_class: Any, shape: tuple[int, int, int], tmp_path: Path
+) -> None:
+    ours = random_model(STAGE1.model_copy(update={"positions": "sincos"}))
+    save_transformer(ours, tmp_path)
+    theirs, report = reload(diffusers_class, tmp_path)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    latents, _, timestep = inputs(shape)
+    text = full_text()
+    expected = theirs(latents, text, timestep, return_dict=False)[0]
+    assert worst(ours(latents, text, timestep), expected) <= TOLERANCE
+    assert load_transformer(tmp_path).config == ours.config
+    rotary = random_model(STAGE1)
+    assert worst(rotary(latents, text, timestep), expected) > 1e-3
 
 
 def test_stretched_positions_of_diffusers_pipeline_would_differ(diffusers_class: Any, tmp_path: Path) -> None:
