@@ -36,13 +36,15 @@ WANTED = 64
 SHARDS = 8
 INSTALL = "uv venv /tmp/webdataset && uv pip install --python /tmp/webdataset/bin/python webdataset wids torch"
 
+NUMBERS = ("open_ms", "seconds", "cpu_seconds", "disk_mb", "files_mb")
+
 Reader = Callable[[Sequence[int]], Iterator[Any]]
 """Indices to fp32 tensors, one at a time, in any order."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Medians over the repeats, of 64 latents."""
+    """Of 64 latents."""
 
     name: str
     cold: bool
@@ -276,28 +278,23 @@ def disk_bytes() -> int:
     return int(facts["read_bytes"])
 
 
-def measured(name: str, latents: LatentSet, cold: bool, repeats: int) -> Reading:
-    """One row; the reader is opened anew in each repeat, with its time apart."""
+def measured(name: str, latents: LatentSet, cold: bool, repeat: int) -> Reading:
+    """One reading; the reader is opened anew, with its time apart."""
     kind, opening = {**OURS, **PEERS}[name]
     folder = latents.folder / kind
-    rows = []
-    for repeat in range(repeats):
-        picks = random.Random(repeat).sample(range(latents.count), WANTED)
-        if cold:
-            drop_pages(folder)
-        begin = time.perf_counter()
-        reader = opening(latents, folder)
-        opened = time.perf_counter()
-        if cold:
-            drop_pages(folder)  # what opening has read ahead
-        started, cpu, disk = time.perf_counter(), time.process_time(), disk_bytes()
-        count = sum(1 for _ in reader(picks))
-        rows.append((opened - begin, time.perf_counter() - started, time.process_time() - cpu, disk_bytes() - disk))
-        assert count == WANTED, f"{name} gave {count} of {WANTED}"
-        del reader
-    opening_s, seconds, cpu_s, disk_read = (statistics.median(column) for column in zip(*rows, strict=True))
-    size = sum(path.stat().st_size for path in files_of(folder)) / 1e6
-    return Reading(name, cold, opening_s * 1e3, seconds, cpu_s, disk_read / 1e6, size)
+    picks = random.Random(repeat).sample(range(latents.count), WANTED)
+    if cold:
+        drop_pages(folder)
+    begin = time.perf_counter()
+    reader = opening(latents, folder)
+    open_s = time.perf_counter() - begin
+    if cold:
+        drop_pages(folder)  # what opening has read ahead
+    begin, cpu, disk = time.perf_counter(), time.process_time(), disk_bytes()
+    count = sum(1 for _ in reader(picks))
+    seconds, cpu_s, disk_mb = time.perf_counter() - begin, time.process_time() - cpu, (disk_bytes() - disk) / 1e6
+    assert count == WANTED, f"{name} gave {count} of {WANTED}"
+    return Reading(name, cold, open_s * 1e3, seconds, cpu_s, disk_mb, sum(path.stat().st_size for path in files_of(folder)) / 1e6)
 
 
 def check(name: str, latents: LatentSet) -> None:
@@ -311,31 +308,39 @@ def check(name: str, latents: LatentSet) -> None:
             assert torch.equal(value, latents.tensor(index).float()), f"{name}: latent {index} came back changed"
 
 
-def readings(names: Sequence[str], latents: LatentSet, repeats: int) -> list[Reading]:
+def readings(names: Sequence[str], latents: LatentSet, repeat: int) -> list[Reading]:
+    """One reading a format, first cold, then of the same latents warm."""
     import torch
 
     torch.set_num_threads(1)
-    for name in names:
-        check(name, latents)
-    return [measured(name, latents, cold, repeats) for cold in (True, False) for name in names]
+    if repeat == 0:
+        for name in names:
+            check(name, latents)
+    return [measured(name, latents, cold, repeat) for cold in (True, False) for name in names]
 
 
-def peer_readings(python: str | None, latents: LatentSet, repeats: int) -> list[Reading]:
+def peer_readings(python: str | None, latents: LatentSet, repeat: int) -> list[Reading]:
     """The peers' rows, from their own interpreter."""
     if python is None:
         return []
-    given = json.dumps({"folder": str(latents.folder), "shape": latents.shape, "count": latents.count, "repeats": repeats})
+    given = json.dumps({"folder": str(latents.folder), "shape": latents.shape, "count": latents.count, "repeat": repeat})
     done = subprocess.run([python, __file__, "--as-peer", given], capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{python} cannot run webdataset: {done.stderr.strip().splitlines()[-1]}; install it with: {INSTALL}")
     return [Reading(**row) for row in json.loads(done.stdout.splitlines()[-1])]
 
 
+def median(rows: Sequence[Reading]) -> Reading:
+    """Of every number apart."""
+    middle = {name: statistics.median(getattr(row, name) for row in rows) for name in NUMBERS}
+    return Reading(rows[0].name, rows[0].cold, **middle)
+
+
 def as_peer(given: str) -> None:
     """Inside the peers' interpreter: prints JSON."""
     facts = json.loads(given)
     latents = LatentSet(Path(facts["folder"]), tuple(facts["shape"]), facts["count"])
-    print(json.dumps([asdict(row) for row in readings(list(PEERS), latents, facts["repeats"])]))
+    print(json.dumps([asdict(row) for row in readings(list(PEERS), latents, facts["repeat"])]))
 
 
 def compare(size: str, folder: Path, python: str | None, repeats: int) -> None:
@@ -345,12 +350,15 @@ def compare(size: str, folder: Path, python: str | None, repeats: int) -> None:
         (folder / kind).mkdir(parents=True)
         write(latents, folder / kind)
     os.sync()
-    rows = readings(list(OURS), latents, repeats) + peer_readings(python, latents, repeats)
+    rows: dict[tuple[str, bool], list[Reading]] = {}
+    for repeat in range(repeats):  # in turns, so that a slow minute of the machine is everybody's
+        for row in readings(list(OURS), latents, repeat) + peer_readings(python, latents, repeat):
+            rows.setdefault((row.name, row.cold), []).append(row)
     print(f"{count} latents of {latents.bytes / 1e6:.3g} MB in {SHARDS} files; {WANTED} read at random, median of {repeats}")
     table: list[tuple[object, ...]] = [
         ("cache", "format", "ms a latent", "MB/s", "CPU ms a latent", "from disk, MB", "open, ms", "files, MB")
     ]
-    for row in sorted(rows, key=lambda row: (not row.cold, row.seconds)):
+    for row in sorted(map(median, rows.values()), key=lambda row: (not row.cold, row.seconds)):
         table.append(
             (
                 "cold" if row.cold else "warm",
