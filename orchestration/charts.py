@@ -104,6 +104,34 @@ def curves(lines: Sequence[Curve], bands: Sequence[Band], x_label: str, y_label:
     return _svg(width, parts)
 
 
+def marked(lines: Sequence[Curve], x_label: str, y_label: str, levels: Sequence[Limit] = (), width: int = WIDTH) -> str:
+    """Few points, each with a mark, joined as they are; y spans the values. `levels`: horizontal lines, e.g. truth's value.
+
+    Raises ValueError without points.
+    """
+    points = [(x, y) for line in lines for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]
+    if not points:
+        raise ValueError("a chart of marked points needs at least one finite point")
+    xs = [x for x, _ in points]
+    ys = [y for _, y in points] + [level.value for level in levels]
+    margin_x = (max(xs) - min(xs)) * 0.03 or 0.5
+    margin_y = (max(ys) - min(ys)) * 0.08 or max(abs(max(ys)) * 0.05, 0.01)
+    frame = _Frame(min(xs) - margin_x, max(xs) + margin_x, min(ys) - margin_y, max(ys) + margin_y, width)
+    parts = [frame.axes(x_label, y_label)]
+    for level in levels:
+        y = frame.y(level.value)
+        parts.append(f'<line class="limit" x1="{LEFT}" x2="{width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="limit" x="{width - RIGHT}" y="{y - 4:.1f}" text-anchor="end">{escape(level.label)}</text>')
+    for index, line in enumerate(lines):
+        colour = f"line{index % 4}"
+        parts.append(frame.path(line.x, line.y, f"{colour} trend"))
+        for x, y in zip(line.x, line.y, strict=True):
+            if math.isfinite(y):
+                said = escape(f"{line.label}, {x_label} {x:g}: {y:.4g}")
+                parts.append(f'<circle class="{colour}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3"><title>{said}</title></circle>')
+    return _svg(width, parts + (_legend([line.label for line in lines]) if len(lines) > 1 else []))
+
+
 @dataclass(frozen=True)
 class _Frame:
     """Maps values to the drawing."""

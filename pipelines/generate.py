@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -200,10 +200,7 @@ class PromptWorker:
         from flashvideo.cascade import load_previews, save_previews, seeded
 
         recipe, shape = self._recipe, self._recipe.stage1.shape
-        facts = (recipe.generate.stage1, recipe.stage1.objective, recipe.text_encoder, recipe.vae, shape)
-        digests = [self._reports[job].digest for job in ("train_stage1", "precompute_latents")]
-        key = fingerprint(*facts, *digests, text, seed, recipe.runtime.gpus_per_model_worker > 0)
-        path = self._folder.parent / "previews" / f"{key}.safetensors"
+        path = preview_path(recipe, self._folder, self._reports, text, seed)
         if not path.is_file():
             save_previews(path, self._cascade.preview([text], shape, seeded([seed])), [text], [seed])
         return load_previews(path).video
@@ -220,6 +217,14 @@ class PromptWorker:
         file = f"videos/{name}.smooth.mp4"
         write_video(self._folder / file, smooth, rate * config.interpolation_factor, config.video_quality_crf)
         return {"interpolation": self._interpolator.name, "smooth": file, "smooth_frames": len(smooth)}
+
+
+def preview_path(recipe: Recipe, folder: Path, reports: Mapping[str, Report], text: str, seed: int) -> Path:
+    """Where Stage I's fp32 video of a prompt is kept; its name holds everything that makes it."""
+    facts = (recipe.generate.stage1, recipe.stage1.objective, recipe.text_encoder, recipe.vae, recipe.stage1.shape)
+    digests = [reports[job].digest for job in ("train_stage1", "precompute_latents")]
+    key = fingerprint(*facts, *digests, text, seed, recipe.runtime.gpus_per_model_worker > 0)
+    return folder.parent / "previews" / f"{key}.safetensors"
 
 
 def prompt_seed(recipe: Recipe, prompt: str) -> int:
