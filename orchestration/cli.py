@@ -308,6 +308,70 @@ def evaluate(
 
 
 @app.command()
+def sweep(
+    name: Annotated[str, typer.Argument(help="nfe, guidance, noise, resolution, stages, preference, enhancers, or all.")],
+    values: Annotated[
+        str | None, typer.Option("--values", help="Instead of the recipe's sweep.NAME: 1,2,4, or 256x448,336x592 for resolution.")
+    ] = None,
+    folders: Annotated[
+        list[str] | None,
+        typer.Option("--folder", metavar="LABEL=DIR", help="Another tool's videos, a column of enhancers. Repeatable."),
+    ] = None,
+    recipe: RecipeOption = None,
+    overrides: SetOption = None,
+    root: RootOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every cell with its estimated cost; start nothing.")] = False,
+) -> None:
+    """Vary one setting of the root's trained Stage II; tabulate it as the paper does (Tables 2, 3, 5, 7-10).
+
+    \b
+    flashvideo sweep nfe                                      Table 8, on held-out clips
+    flashvideo sweep noise --values 2,4,6,8                   other values than the recipe's
+    flashvideo sweep all --dry-run                            every cell and what it will cost
+    flashvideo sweep enhancers --folder RealBasicVSR=out/rb   Table 3, another tool beside ours
+    flashvideo sweep guidance --set sweep.inputs=prompts      on Stage I's generated videos
+
+    Each ends in ROOT/sweep/NAME: results.json, table.md, table.csv, index.html. The same command again goes on where it
+    stopped. For a column of enhancers, give the other tool the files of ROOT/sweep/enhancers/inputs (the first run writes
+    them), keep their names, and name its folder.
+    """
+    from orchestration.single import run_sweep
+
+    loaded, workspace = _given(recipe, overrides, root, None)
+    _need_root(workspace)
+    raise typer.Exit(run_sweep(loaded, workspace, name, values, folders or [], dry_run))
+
+
+@app.command()
+def degrade(
+    video: Annotated[Path, typer.Argument(help="A video, or an image.")],
+    samples: Annotated[int, typer.Option("--samples", help="Degraded copies that are drawn.")] = 8,
+    sheet: Annotated[Path | None, typer.Option("--sheet", metavar="FILE.png", help="Contact sheet of them, parameters below.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Equal seeds give equal pixels.")] = 0,
+    weak: Annotated[bool, typer.Option("--weak", help="Weak ones only: one resize down and up.")] = False,
+    strong: Annotated[bool, typer.Option("--strong", help="Strong ones only: two orders of blur, resize, noise, compression.")] = False,
+    recipe: RecipeOption = None,
+    overrides: SetOption = None,
+    root: Annotated[Path | None, typer.Option("--root", help="Run root whose autoencoder shows DEG_latent, too.")] = None,
+) -> None:
+    """Draw the pixel degradations that Stage II trains on, and print what was drawn.
+
+    \b
+    flashvideo degrade clip.mp4 --samples 8 --sheet out.png
+    flashvideo degrade clip.mp4 --strong --seed 3 --sheet out.png --root runs/debug
+    flashvideo degrade clip.mp4 --weak --set stage2.pixel_degradation.downscale=[2,4]
+    """
+    from orchestration.single import degrade_video
+
+    loaded, workspace = _given(recipe, overrides, root, None)
+    if root is not None:
+        _need_root(workspace)
+    options = ["--samples", str(samples), "--seed", str(seed), *(["--sheet", str(sheet)] if sheet else [])]
+    options += [word for word, given in (("--weak", weak), ("--strong", strong)) if given]
+    raise typer.Exit(degrade_video(loaded, video, options, None if root is None else workspace))
+
+
+@app.command()
 def report(recipe: RecipeOption = None, overrides: SetOption = None, root: RootOption = None, sources: SourcesOption = None) -> None:
     """Build ROOT/report.html anew and print its headline. Runs no job."""
     from orchestration.reports import build_report, headline

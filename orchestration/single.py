@@ -7,7 +7,9 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -44,6 +46,41 @@ def enhance_videos(recipe: Recipe, workspace: Workspace, videos: Sequence[Path],
         return 0
     recipe_file = _record(recipe, workspace, _new_id())
     return _foreground([*command, "--recipe", str(recipe_file), *tail], workspace.root)
+
+
+def run_sweep(recipe: Recipe, workspace: Workspace, name: str, values: str | None, folders: Sequence[str], dry_run: bool) -> int:
+    """Sweeps the root's trained Stage II and makes the page of each sweep; returns the exit code. Raises UserError."""
+    command = [sys.executable, "-m", "pipelines.sweep", name, "--root", str(workspace.root)]
+    command += ["--values", values] if values is not None else []
+    command += [word for folder in folders for word in ("--folder", folder)]
+    if dry_run:
+        with _passing_recipe(recipe) as file:
+            return _foreground([*command, "--recipe", file, "--dry-run"], workspace.root)
+    code = _foreground([*command, "--recipe", str(_record(recipe, workspace, _new_id()))], workspace.root)
+    if code == 0:
+        from orchestration.sweep_report import build_sweep_page
+
+        names = [name] if name != "all" else sorted(path.parent.name for path in (workspace.root / "sweep").glob("*/results.json"))
+        for entry in names:
+            print(f"page: {build_sweep_page(workspace.root / 'sweep' / entry)}")
+    return code
+
+
+def degrade_video(recipe: Recipe, video: Path, options: Sequence[str], workspace: Workspace | None) -> int:
+    """Draws degradations of a video; returns the exit code."""
+    with _passing_recipe(recipe) as file:
+        command = [sys.executable, "-m", "pipelines.degrade", str(video), "--recipe", file, *options]
+        command += ["--root", str(workspace.root)] if workspace is not None else []
+        return subprocess.call(command)
+
+
+@contextmanager
+def _passing_recipe(recipe: Recipe) -> Iterator[str]:
+    """A recipe file that is gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "recipe.json"
+        path.write_text(dump(recipe))
+        yield str(path)
 
 
 def _new_id() -> str:

@@ -16,6 +16,7 @@ from orchestration.lock import hold_root
 
 COMMANDS = ["retrain", "curate", "query", "train", "generate", "enhance", "evaluate", "report", "schedule"]
 COMMANDS += ["convert", "diff", "totals", "vbench", "samples", "plan", "doctor", "run"]
+COMMANDS += ["sweep", "degrade"]
 
 
 def flashvideo(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -186,3 +187,9 @@ def test_a_root_goes_on_with_its_own_recipe(tmp_path: Path):
 def test_convert_is_one_line_and_exit_code_2_for_a_mistake(tmp_path):
     done = flashvideo("convert", "--from", "official", str(tmp_path / "none.pt"), "--to", str(tmp_path / "out"))
     assert done.returncode == 2 and done.stderr.strip() == f"convert: no file {tmp_path / 'none.pt'}"
+
+
+def test_sweep_and_degrade_end_in_one_line_and_exit_code_2_for_a_mistake(tmp_path: Path):
+    assert 'did you mean "guidance"' in mistake("sweep", "guidence", "--root", str(tmp_path))
+    assert "no such video" in mistake("degrade", str(tmp_path / "none.mp4"))
+    assert "--weak and --strong exclude each other" in mistake("degrade", "a.mp4", "--weak", "--strong")
