@@ -285,14 +285,23 @@ def totals(
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
 def vbench(context: typer.Context) -> None:
-    """Score a folder of videos under VBench or VBench-Long; `flashvideo vbench --help` has the options.
+    """Score a folder of videos, or a run's, under VBench or VBench-Long; `flashvideo vbench --help` has the options.
 
     \b
     flashvideo vbench videos --prompts VBench_full_info.json --out scores --dry-run
+    flashvideo vbench --root runs/debug --stand-ins --no-slow-fast
     """
     import subprocess
 
-    raise typer.Exit(subprocess.call([sys.executable, "-m", "flashvideo.evaluation.vbench", *context.args]))
+    from orchestration.summary import shown
+    from orchestration.vbench_page import build_page, out_of
+
+    code = subprocess.call([sys.executable, "-m", "pipelines.vbench", *context.args])
+    out = out_of(context.args) if code in (0, 1) else None
+    page = build_page(out) if out is not None else None
+    if page is not None:
+        print(f"report: {shown(page)}")
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -7,22 +7,21 @@ Works for a run in any state: a section whose job is not done says which command
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from orchestration.charts import Band, Curve, curves
+from orchestration.page import environment, format_bytes, format_number, format_seconds
 from orchestration.report_data import Chart, DataPart, data_url, read_data
+from orchestration.vbench_page import VBenchPart, read_part
 from pipelines.artifacts import JobState, Report, Workspace, write_atomically
 from pipelines.plan import JOB_NAMES
 from pipelines.recipe import Recipe, dump
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
 PICTURE_WIDTH_PX = 1400
 STAGES = {"train_stage1": "Stage I", "train_stage2": "Stage II"}
 HEADLINES = {
@@ -53,6 +52,7 @@ class Page:
     warnings: list[tuple[str, str]] = field(default_factory=list)
     recipe_json: str = ""
     missing: dict[str, str] = field(default_factory=dict)
+    vbench: VBenchPart | None = None
 
 
 def build_report(workspace: Workspace, recipe: Recipe) -> Path:
@@ -75,15 +75,8 @@ def build_report(workspace: Workspace, recipe: Recipe) -> Path:
         page.facts.append(("dataset tag", page.data.tags[0]["name"]))
     _training(page, workspace, states)
     _evaluation(page, workspace, done)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "breakable": _breakable,
-        "bytes": format_bytes,
-        "seconds": format_seconds,
-        "number": format_number,
-        "words": _words,
-    }
-    write_atomically(workspace.report_html, environment.from_string(TEMPLATE.read_text()).render(page=page))
+    page.vbench = read_part(workspace.root / "vbench")
+    write_atomically(workspace.report_html, environment().get_template("report.html.j2").render(page=page))
     return workspace.report_html
 
 
@@ -242,43 +235,3 @@ def _evaluation(page: Page, workspace: Workspace, done: dict[str, JobState]) -> 
     folder = workspace.folder("evaluate", state.fingerprint)
     page.results = json.loads((folder / "results.json").read_text())
     page.pictures = [{**picture, "image": data_url(folder / picture["file"], PICTURE_WIDTH_PX)} for picture in page.results["pictures"]]
-
-
-# ---- words and numbers -----------------------------------------------------------------------------------------------
-
-
-def _words(key: str) -> str:
-    return str(key).replace("_", " ")
-
-
-def _breakable(name: str) -> Markup:
-    """A name that may be broken before its capitals and at its dashes."""
-    return Markup(re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=-)", "<wbr>", str(escape(name))))
-
-
-def format_number(value: Any) -> str:
-    """A value for a table: numbers short, mappings and lists in words, None as a dash."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, dict):
-        return ", ".join(f"{_words(key)} {format_number(entry)}" for key, entry in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(format_number(entry) for entry in value)
-    return str(value)
-
-
-def format_seconds(seconds: float) -> str:
-    """e.g. 41.2 s, 3 min 20 s, 2 h 05 min."""
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def format_bytes(count: float) -> str:
-    """e.g. 812 MB, 1.52 GB (powers of ten)."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

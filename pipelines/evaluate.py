@@ -340,7 +340,7 @@ def protocol(context: JobContext, tools: Tools, truth: Truth) -> Protocol:
         frame_rate_hz=recipe.latents.frame_rate_hz,
         sampling=sampling.model_dump(),
         seeds={"recipe": recipe.seed, "generate": recipe.generate.seed, "evaluate": recipe.evaluation.seed},
-    )
+    ).sealed()
 
 
 def headline(results: Results) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Videos in, stored scores out: each video is decoded once, frame by frame, for all of its dimensions.
 
-Memory: a frame or two a dimension, the 8 or 16 chosen frames of those that look at the middle, and with re-encoding
-the compressed clip. Scores go to the store video by video, so stopping loses one video, and shards share a folder.
+Memory: frames stay uint8 and are shared by the dimensions that keep one, at most the 16 that detectors look at; one
+encoder at a time. Scores go to the store video by video, so stopping loses one video, and shards share a folder. Why a
+video has no score is stored too, so that it is not decoded again.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import av
 import numpy as np
 import torch
 
@@ -19,7 +21,7 @@ from flashvideo.evaluation.rules import Rules
 from flashvideo.evaluation.score_store import ScoreStore, VideoScore, metric_version, score_key
 from flashvideo.evaluation.scores import ClipFacts, ClipScore, Prompt
 from flashvideo.evaluation.suite import Problem, VideoItem
-from flashvideo.evaluation.video_frames import ClipWriter, VideoFacts, decoded_frames, probe
+from flashvideo.evaluation.video_frames import ClipWriter, VideoFacts, decoded_frames, encodable, probe
 from flashvideo.video_files import VideoFileError
 
 Progress = Callable[[int, int], None]
@@ -34,6 +36,11 @@ class Tally:
     kept: int = 0
     """Videos whose scores were all there."""
     problems: list[Problem] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        self.scored += other.scored
+        self.kept += other.kept
+        self.problems += other.problems
 
 
 class Evaluator:
@@ -56,41 +63,75 @@ class Evaluator:
         for done, item in enumerate(mine):
             if progress is not None:
                 progress(done, len(mine))
-            try:
-                lacking = [name for name in self._names(item) if self.score_of(item, name) is None]
-                if lacking:
-                    tally.problems += self._score(item, lacking)
-                    tally.scored += 1
-                else:
-                    tally.kept += 1
-            except (VideoFileError, OSError) as error:
-                tally.problems.append(Problem(kind="unreadable", item=item.path.name, message=str(error)))
-            except _OtherFrames as error:
-                tally.problems.append(Problem(kind="frames", item=item.path.name, message=str(error)))
-            except ValueError as error:
-                tally.problems.append(Problem(kind="video", item=item.path.name, message=f"{item.path.name}: {error}"))
+            self._evaluate(item, tally)
         if progress is not None:
             progress(len(mine), len(mine))
         return tally
 
+    def _evaluate(self, item: VideoItem, tally: Tally) -> None:
+        """One video, unless everything about it is stored. Counts it in the tally."""
+        lacking: list[str] = []
+        try:
+            lacking = self.lacking(item)
+            if lacking:
+                self._score(item, lacking)
+                tally.scored += 1
+            else:
+                tally.kept += 1
+        except _OtherFrames as error:
+            tally.problems.append(Problem(kind="frames", item=item.path.name, message=str(error)))
+        except VideoFileError as error:
+            self._fail(item, lacking, Problem(kind="unreadable", item=item.path.name, message=str(error)))
+        except OSError as error:  # not of its bytes, so not stored
+            tally.problems.append(Problem(kind="unreadable", item=item.path.name, message=f"{item.path.name}: {error.strerror}"))
+            return
+        except ValueError as error:
+            self._fail(item, lacking, Problem(kind="video", item=item.path.name, message=f"{item.path.name}: {error}"))
+        tally.problems += self.failures([item])
+
+    def lacking(self, item: VideoItem) -> list[str]:
+        """The dimensions of which nothing is stored, neither a score nor why there is none. Raises OSError."""
+        return [name for name in self._names(item) if self._stored(item, name) is None]
+
     def score_of(self, item: VideoItem, dimension: str) -> VideoScore | None:
         """The stored score, or None."""
+        found = self._stored(item, dimension)
+        return None if found is None or found.failed is not None else found
+
+    def failures(self, items: Sequence[VideoItem]) -> list[Problem]:
+        """Why videos have no score, as stored by any run or shard; each once."""
+        found: dict[Problem, None] = {}
+        for item in items:
+            try:
+                stored = [self._stored(item, name) for name in self._names(item)]
+            except OSError:
+                continue
+            found |= {score.failed: None for score in stored if score is not None and score.failed is not None}
+        return list(found)
+
+    def _stored(self, item: VideoItem, dimension: str) -> VideoScore | None:
+        """The stored score or failure, or None."""
         return self.store.get(self._key(item, dimension)) if dimension in self.rules.dimensions else None
+
+    def _fail(self, item: VideoItem, names: Sequence[str], problem: Problem) -> None:
+        for name in names:
+            self.store.put(self._key(item, name), self._record(item, name, {}, failed=problem))
 
     def _names(self, item: VideoItem) -> tuple[str, ...]:
         return tuple(name for name in item.dimensions if name in self.rules.dimensions)
 
-    def _sha256(self, item: VideoItem) -> str:
+    def sha256(self, item: VideoItem) -> str:
+        """Of the file, read once. Raises OSError."""
         place = str(item.path)
         if place not in self._hashes:
             self._hashes[place] = file_sha256(item.path)
         return self._hashes[place]
 
     def _key(self, item: VideoItem, dimension: str) -> str:
-        return score_key(self._sha256(item), item.prompt, dimension, self._metrics[dimension], self.protocol)
+        return score_key(self.sha256(item), item.prompt, dimension, self._metrics[dimension], self.protocol)
 
-    def _score(self, item: VideoItem, names: Sequence[str]) -> list[Problem]:
-        """Decodes the video, stores what could be scored, returns what could not."""
+    def _score(self, item: VideoItem, names: Sequence[str]) -> None:
+        """Decodes the video; stores what could be scored, and why the rest could not."""
         facts = probe(item.path)
         if self._expected_frames is not None and facts.frames != self._expected_frames:
             raise _OtherFrames(f"{item.path.name} has {facts.frames} frames, {self._expected_frames} are expected; it is left out")
@@ -100,23 +141,26 @@ class Evaluator:
             clips, across = scoring.clips, scoring.across()
         for name in names:
             if name in scoring.failed:
-                continue
-            rule, beyond = self.rules.dimensions[name], self.rules.across.get(name)
-            score = VideoScore(
-                video=item.name,
-                video_sha256=self._sha256(item),
-                dimension=name,
-                metric=self._metrics[name],
-                protocol=self.protocol.digest,
-                stand_in=any(one.is_stand_in for used in (rule, beyond) if used for one in used.networks.values()),
-                clips=clips[name],
-                across=across.get(name),
-            )
-            self.store.put(self._key(item, name), score)
-        return [
-            Problem(kind="dimension", item=item.path.name, message=f"{item.path.name}: {name}: {reason}")
-            for name, reason in scoring.failed.items()
-        ]
+                message = f"{item.path.name}: {name}: {scoring.failed[name]}"
+                self._fail(item, [name], Problem(kind="dimension", item=item.path.name, message=message))
+            else:
+                self.store.put(self._key(item, name), self._record(item, name, clips[name], across.get(name)))
+
+    def _record(
+        self, item: VideoItem, name: str, clips: dict[str, ClipScore], across: float | None = None, failed: Problem | None = None
+    ) -> VideoScore:
+        rule, beyond = self.rules.dimensions[name], self.rules.across.get(name)
+        return VideoScore(
+            video=item.name,
+            video_sha256=self.sha256(item),
+            dimension=name,
+            metric=self._metrics[name],
+            protocol=self.protocol.digest,
+            stand_in=any(one.is_stand_in for used in (rule, beyond) if used for one in used.networks.values()),
+            clips=clips,
+            across=across,
+            failed=failed,
+        )
 
 
 class _OtherFrames(ValueError):
@@ -155,23 +199,31 @@ class VideoScoring:
         for index, frame in enumerate(frames):
             for span in self._spans:
                 if span.start == index:
-                    active[span] = self._open(span)
+                    active[span] = _OpenClip(self, span)
                 if span.start <= index < span.stop:
-                    active[span].add(frame)
+                    before = min(active, key=lambda one: one.start) == span
+                    active[span].add(frame, wait=not before)
                 if span.stop == index + 1:
                     active.pop(span).close()
 
-    def _open(self, span: ClipSpan) -> _OpenClip:
+    def measurements(self, span: ClipSpan) -> dict[str, Measurement]:
+        """A measurement of every dimension that can start on a clip."""
         facts = ClipFacts(span.frames, self._rate, self._facts.height, self._facts.width)
-        measurements: dict[str, Measurement] = {}
+        started: dict[str, Measurement] = {}
         for name in self.clips:
             try:
-                measurements[name] = self._rules.dimensions[name].start(facts, self._prompt)
+                started[name] = self._rules.dimensions[name].start(facts, self._prompt)
             except ValueError as error:
                 self.failed.setdefault(name, str(error))
-        return _OpenClip(self, span, measurements, self._writer())
+        return started
 
-    def _writer(self) -> ClipWriter | None:
+    @property
+    def writes(self) -> bool:
+        """Whether clips are written again before they are scored."""
+        return self._protocol.re_encode != "none"
+
+    def writer(self) -> ClipWriter | None:
+        """None: clips are scored as they are decoded."""
         if self._protocol.re_encode == "none":
             return None
         return ClipWriter(self._protocol.re_encode, self._protocol.repeatable, int(self._rate), self._facts.height, self._facts.width)
@@ -181,10 +233,10 @@ class VideoScoring:
         if len(self._first_frames) < 2:
             return {}
         frames = [self._first_frames[name] for name in sorted(self._first_frames)]
-        writer = self._writer()
+        writer = self.writer()
         if writer is not None:
             for frame in frames:
-                writer.add(frame)
+                writer.add(encodable(frame))
             frames = list(writer.frames())
         facts = ClipFacts(len(frames), self._rate, self._facts.height, self._facts.width)
         found: dict[str, float] = {}
@@ -209,17 +261,34 @@ def _measured(rule: Dimension, facts: ClipFacts, prompt: Prompt, frames: Sequenc
 
 
 class _OpenClip:
-    """Frames of one clip, straight to the measurements or by way of the encoder."""
+    """Frames of one clip, straight to the measurements or by way of the encoder.
 
-    def __init__(self, video: VideoScoring, span: ClipSpan, measurements: dict[str, Measurement], writer: ClipWriter | None) -> None:
-        self._video, self._span, self._measurements, self._writer = video, span, measurements, writer
+    An x264 encoder looks 40 frames ahead, 0.2 GB of 1080p. A clip that overlaps the one before keeps its pictures (half
+    the bytes) until that one is closed.
+    """
+
+    def __init__(self, video: VideoScoring, span: ClipSpan) -> None:
+        self._video, self._span, self._measurements = video, span, video.measurements(span)
+        self._writer: ClipWriter | None = None
+        self._waiting: list[av.VideoFrame] = []
         self._count = 0
 
-    def add(self, frame: np.ndarray) -> None:
-        if self._writer is None:
+    def add(self, frame: np.ndarray, wait: bool) -> None:
+        """`wait`: an earlier clip is still open."""
+        if not self._video.writes:
             self._measure(frame)
+        elif wait:
+            self._waiting.append(encodable(frame))
         else:
-            self._writer.add(frame)
+            self._encode(encodable(frame))
+
+    def _encode(self, *pictures: av.VideoFrame) -> None:
+        if self._writer is None:
+            self._writer = self._video.writer()
+        assert self._writer is not None
+        for picture in (*self._waiting, *pictures):
+            self._writer.add(picture)
+        self._waiting = []
 
     def _measure(self, frame: np.ndarray) -> None:
         if self._count == 0:
@@ -232,7 +301,9 @@ class _OpenClip:
         self._count += 1
 
     def close(self) -> None:
-        if self._writer is not None:
+        if self._video.writes:
+            self._encode()
+            assert self._writer is not None
             for frame in self._writer.frames():
                 self._measure(frame)
         for name, measurement in list(self._measurements.items()):

@@ -5,6 +5,8 @@ A gate never stops a job: it is a row that says pass or fail, with the number an
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +53,13 @@ class Protocol(Record):
     sampling: dict[str, Any]
     """Stage II's sampling settings."""
     seeds: dict[str, int]
+    digest: str = ""
+    """First 16 hex digits of the sha256 of every other field; two results compare only where it is equal."""
+
+    def sealed(self) -> Protocol:
+        """With its digest."""
+        fields = self.model_dump(mode="json", exclude={"digest"})
+        return self.model_copy(update={"digest": hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]})
 
 
 class QualityRow(Record):
@@ -244,14 +253,19 @@ def verdict(gates: tuple[Gate, ...]) -> str:
     return text
 
 
+def table_1_rows() -> list[dict[str, Any]]:
+    """The paper's Table 1 as JSON, percent."""
+    return [
+        {"model": row.model, "total": row.total, "quality": row.quality, "semantic": row.semantic, "dimensions": row.dimensions}
+        for row in published.TABLE_1
+    ]
+
+
 def published_rows() -> dict[str, Any]:
     """The paper's Tables 1, 2, 3, 6 and 8 as they go into results.json: what the debug report can stand beside."""
     return {
         "source": published.SOURCE,
-        "table_1": [
-            {"model": row.model, "total": row.total, "quality": row.quality, "semantic": row.semantic, "dimensions": row.dimensions}
-            for row in published.TABLE_1
-        ],
+        "table_1": table_1_rows(),
         "table_2": published.TABLE_2,
         "table_3": published.TABLE_3,
         "table_6": published.TABLE_6,

@@ -14,9 +14,10 @@ from flashvideo.evaluation.dimensions.consistency import (
 )
 from flashvideo.evaluation.dimensions.dimension import Dimension
 from flashvideo.evaluation.dimensions.flickering import TemporalFlickering
+from flashvideo.evaluation.dimensions.frame_choice import detector_pixels
 from flashvideo.evaluation.dimensions.frame_scores import AestheticQuality, ImagingQuality
 from flashvideo.evaluation.dimensions.motion import DynamicDegree, MotionSmoothness
-from flashvideo.evaluation.dimensions.objects import ObjectDimension
+from flashvideo.evaluation.dimensions.objects import ObjectDimension, OncePerFrame
 from flashvideo.evaluation.dimensions.texts import AppearanceStyle, HumanAction, Scene, VideoText
 from flashvideo.evaluation.networks.interfaces import Networks
 from flashvideo.evaluation.protocol import VBenchProtocol
@@ -96,9 +97,10 @@ def _there(network: _Network | None) -> _Network:
 def _builders(networks: Networks, protocol: VBenchProtocol) -> dict[str, Callable[[], Dimension]]:
     antialias, faithful = protocol.antialias, protocol.faithful
 
+    answers = None if networks.detector is None else OncePerFrame(networks.detector, detector_pixels)
     objects = {
-        name: (lambda name=name, field=NEEDS[name][0]: ObjectDimension(name, _there(getattr(networks, field)), faithful))
-        for name in ("object_class", "multiple_objects", "color", "spatial_relationship")
+        name: (lambda name=name: ObjectDimension(name, _there(networks.detector), faithful, answers))
+        for name in ("object_class", "multiple_objects", "spatial_relationship")
     }
     return {
         "subject_consistency": lambda: subject_consistency(_there(networks.dino), antialias),
@@ -108,6 +110,7 @@ def _builders(networks: Networks, protocol: VBenchProtocol) -> dict[str, Callabl
         "aesthetic_quality": lambda: AestheticQuality(_there(networks.clip_l), _there(networks.aesthetic), antialias),
         "imaging_quality": lambda: ImagingQuality(_there(networks.quality), antialias),
         "dynamic_degree": lambda: DynamicDegree(_there(networks.flow)),
+        "color": lambda: ObjectDimension("color", _there(networks.dense_captioner), faithful),
         "human_action": lambda: HumanAction(_there(networks.action)),
         "scene": lambda: Scene(_there(networks.captioner)),
         "appearance_style": lambda: AppearanceStyle(_there(networks.clip_b)),

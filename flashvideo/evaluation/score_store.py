@@ -17,13 +17,14 @@ from pydantic import ValidationError
 from flashvideo.evaluation.protocol import VBenchProtocol
 from flashvideo.evaluation.results import Record
 from flashvideo.evaluation.scores import ClipScore, Prompt
+from flashvideo.evaluation.suite import Problem
 
 if TYPE_CHECKING:
     from flashvideo.evaluation.dimensions.dimension import Dimension
 
 
 class VideoScore(Record):
-    """What one dimension says of one video."""
+    """What one dimension says of one video, or why it says nothing."""
 
     video: str
     """File name without suffix when it was scored; the bytes decide, not the name."""
@@ -39,6 +40,8 @@ class VideoScore(Record):
     """Clip name (full for whole videos) -> score."""
     across: float | None = None
     """Consistency of the clips' first frames (vbench_long); None for a single clip."""
+    failed: Problem | None = None
+    """Why the video has no score: it is not decoded again for the same reason. `clips` is empty then."""
 
 
 def metric_version(dimension: Dimension, across: Dimension | None = None) -> str:

@@ -9,21 +9,24 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from flashvideo.evaluation.fusion import TABLE_FILES, read_mapping_tables
+from flashvideo.evaluation.fusion import TABLE_FILES, MappingTable, read_mapping_tables
 from flashvideo.evaluation.preflight import look
 from flashvideo.evaluation.protocol import VBenchProtocol, file_sha256
 from flashvideo.evaluation.published import TABLE_1
-from flashvideo.evaluation.suite import Problem, SuiteError, VideoItem, find_videos, read_prompts
+from flashvideo.evaluation.suite import Problem, Suite, SuiteError, VideoItem, find_videos, read_prompts
 from flashvideo.evaluation.totals import DIMENSIONS
 
 if TYPE_CHECKING:
+    from flashvideo.evaluation.evaluator import Evaluator, Tally
     from flashvideo.evaluation.networks.interfaces import Networks
+    from flashvideo.evaluation.reference.adapter import ReferenceEvaluator
     from flashvideo.evaluation.vbench_results import VBenchResults
 
 SHOWN_PROBLEMS = 20
@@ -44,10 +47,10 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    made = _Parser(prog="flashvideo vbench", description="Score a folder of videos under VBench or VBench-Long")
-    made.add_argument("videos", type=Path, help="folder of {prompt}-{index}.mp4, or of VBench's dimension folders")
-    made.add_argument("--prompts", type=Path, required=True, help="VBench_full_info.json, or a list of such entries for videos of your own")
-    made.add_argument("--out", type=Path, required=True, help="results and stored scores; the same folder goes on where it stopped")
+    made = _Parser(prog="flashvideo vbench", description="Score a folder of videos under VBench or VBench-Long", allow_abbrev=False)
+    made.add_argument("videos", type=Path, nargs="?", help="folder of {prompt}-{index}.mp4, or of VBench's dimension folders")
+    made.add_argument("--prompts", type=Path, help="VBench_full_info.json, or a list of such entries for videos of your own")
+    made.add_argument("--out", type=Path, help="results and stored scores; the same folder goes on where it stopped")
     made.add_argument("--suite", choices=("vbench", "vbench_long"), default="vbench_long")
     made.add_argument("--re-encode", choices=("none", "1.024M", "crf23"), default="none", help="vbench_long: write each clip again first")
     made.add_argument("--antialias", action="store_true", help="antialiased resizing (the reference has none)")
@@ -65,6 +68,10 @@ def parser() -> argparse.ArgumentParser:
         "--stand-ins", action="store_true", help="closed-form stand-ins for the networks that are absent; marked in the results"
     )
     made.add_argument("--fill-from", type=Path, help="eval_results.json of another evaluator: its scores where ours are missing")
+    made.add_argument("--reference-python", type=Path, help="interpreter of VBench's own environment: it scores what cannot be scored here")
+    made.add_argument("--reference-dimensions", help="with commas between: these are scored by the reference too, and stand beside ours")
+    made.add_argument("--reference-cache", type=Path, help="the reference's folder of weights (VBENCH_CACHE_DIR)")
+    made.add_argument("--reference-path", type=Path, action="append", default=[], help="for its PYTHONPATH: a detectron2 checkout")
     made.add_argument("--device", default="cpu")
     made.add_argument(
         "--shard", default="0/1", metavar="I/N", help="score only every N-th video from I on; the last to end sees all scores"
@@ -107,58 +114,153 @@ def networks_of(options: argparse.Namespace, fields: set[str]) -> Networks:
     found = load_networks(options.weights or NO_WEIGHTS, torch.device(options.device), fields)
     if not options.stand_ins:
         return found
-    labels = tuple(sorted({prompt.text.lower().split("person is ")[-1] for prompt, _ in read_prompts(options.prompts)}))
+    labels = action_labels(options)
     mixed: dict[str, Any] = {**stand_in_networks(labels).present(), **found.present()}
     return Networks(**mixed)
 
 
-def run(options: argparse.Namespace) -> int:
-    """The whole command. Raises SuiteError, VBenchMistake and ValueError for a user's mistakes."""
+def action_labels(options: argparse.Namespace) -> tuple[str, ...]:
+    """Classes of the stand-in that recognises actions: the prompts' own."""
+    return tuple(sorted({prompt.text.lower().split("person is ")[-1] for prompt, _ in read_prompts(options.prompts)}))
+
+
+Score = Callable[[argparse.Namespace, "Evaluator", Sequence[VideoItem]], "Tally"]
+"""Scores what the store lacks of the items: here, or spread over workers (pipelines/vbench.py)."""
+
+
+def score_here(options: argparse.Namespace, judge: Evaluator, items: Sequence[VideoItem]) -> Tally:
+    """In this process, on one thread: as one worker of many does, so that the numbers are the same."""
+    with one_thread():
+        return judge.evaluate(items, progress=_progress)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch sums in another order on more threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def run(options: argparse.Namespace, score: Score = score_here) -> int:
+    """The whole command on a folder. Raises SuiteError, VBenchMistake and ValueError for a user's mistakes."""
+    for given, name in ((options.videos, "VIDEOS"), (options.prompts, "--prompts"), (options.out, "--out")):
+        if given is None:
+            raise VBenchMistake(f"{name} is missing: flashvideo vbench VIDEOS --prompts FILE --out FOLDER")
+    chosen = _dimensions(options.dimensions)
+    return run_suite(options, find_videos(options.videos, read_prompts(options.prompts), chosen, options.samples), score)
+
+
+def run_suite(options: argparse.Namespace, suite: Suite, score: Score = score_here) -> int:
+    """Looks at the videos, scores them and writes everything into `options.out`."""
     chosen = _dimensions(options.dimensions)
     shard, shards = _shard(options.shard)
     protocol = protocol_of(options)
-    suite = find_videos(options.videos, read_prompts(options.prompts), chosen, options.samples)
     before = look(suite.items, protocol, options.frames)
     print("\n".join(before.lines()))
     _tell((*suite.problems, *before.problems))
     if options.dry_run:
         _tell_absent(options, protocol, chosen)
         return 0
-    outcome, scored, kept = _evaluate(options, protocol, before.items, (*suite.problems, *before.problems), (shard, shards))
-    print(f"{scored} videos scored, {kept} were there already")
+    if not before.items:
+        raise VBenchMistake(f"none of {len(suite.items)} videos can be scored; {_first(before.problems)}")
+    tables_of(options, protocol, before.items)  # a missing table is told before anything is scored
+    reference = reference_of(options, protocol)
+    judge = build_evaluator(options, protocol, before.items)
+    tally = score(options, judge, before.items[shard::shards])
+    outcome = _write_results(options, judge, before.items, (*suite.problems, *before.problems), tally, reference)
+    print(f"{tally.scored} videos scored, {tally.kept} were there already")
     print("\n".join(table(outcome)))
     if not any(one.score is not None for one in outcome.dimensions):
         raise VBenchMistake(f"nothing could be scored; for one: {outcome.dimensions[0].dimension}: {outcome.dimensions[0].reason}")
     return 1 if options.strict and any(problem.fatal for problem in outcome.problems) else 0
 
 
-def _evaluate(
-    options: argparse.Namespace, protocol: VBenchProtocol, items: Sequence[VideoItem], known: tuple[Problem, ...], shard: tuple[int, int]
-) -> tuple[VBenchResults, int, int]:
-    """Scores, writes the results and the reference's files."""
+def build_evaluator(options: argparse.Namespace, protocol: VBenchProtocol, items: Sequence[VideoItem]) -> Evaluator:
+    """With the networks that the items' dimensions need."""
     from flashvideo.evaluation.evaluator import Evaluator
-    from flashvideo.evaluation.exchange import read_eval_results, write_exchange
     from flashvideo.evaluation.rules import build_rules, needed
     from flashvideo.evaluation.score_store import ScoreStore
-    from flashvideo.evaluation.vbench_results import VBENCH_RESULTS_FILE, assemble, with_imported
 
     shown = {name for item in items for name in item.dimensions}
-    fuses = protocol.suite == "vbench_long" and protocol.slow_fast and shown & set(TABLE_FILES)
-    if fuses and options.vbench_data is None:
-        raise VBenchMistake("--vbench-data is missing: slow-fast fusion reads its mapping tables there; or take --no-slow-fast")
-    tables = read_mapping_tables(options.vbench_data) if fuses else {}
     networks = networks_of(options, {field for name in shown for field in needed(name, protocol)})
-    judge = Evaluator(protocol, build_rules(networks, protocol), ScoreStore(options.out / "scores"), options.frames)
+    return Evaluator(protocol, build_rules(networks, protocol), ScoreStore(options.out / "scores"), options.frames)
+
+
+def reference_of(options: argparse.Namespace, protocol: VBenchProtocol) -> ReferenceEvaluator | None:
+    """None where it is not asked for. Raises VBenchMistake and ReferenceMistake before anything is scored."""
+    from flashvideo.evaluation.reference.adapter import ReferenceEvaluator
+
+    if options.reference_python is None:
+        if options.reference_dimensions:
+            raise VBenchMistake("--reference-dimensions needs --reference-python")
+        return None
+    if protocol.suite != "vbench":
+        raise VBenchMistake("--reference-python scores whole videos, as plain VBench does: take --suite vbench")
+    return ReferenceEvaluator(options.reference_python, options.device, options.reference_cache, options.reference_path)
+
+
+def _ask_reference(
+    options: argparse.Namespace, reference: ReferenceEvaluator, items: Sequence[VideoItem], hashes: dict[str, str], outcome: VBenchResults
+) -> VBenchResults:
+    """The reference's scores of the dimensions that are asked for, or that have videos and no score."""
+    from flashvideo.evaluation.reference.adapter import with_reference
+
+    absent = tuple(one.dimension for one in outcome.dimensions if one.score is None)
+    names = _dimensions(options.reference_dimensions) if options.reference_dimensions else absent
+    answers = reference.evaluate(items, names, options.out / "reference", hashes, print)
+    _tell(answers.problems)
+    print(f"reference evaluator: {answers.computed} dimensions scored, {answers.kept} were there already")
+    return with_reference(outcome, answers)
+
+
+def _write_results(
+    options: argparse.Namespace,
+    judge: Evaluator,
+    items: Sequence[VideoItem],
+    known: tuple[Problem, ...],
+    tally: Tally,
+    reference: ReferenceEvaluator | None,
+) -> VBenchResults:
+    """Everything that the store holds of the items, with pictures and the reference's files."""
+    from flashvideo.evaluation.exchange import read_eval_results, write_exchange
+    from flashvideo.evaluation.pictures import with_extremes
+    from flashvideo.evaluation.vbench_results import VBENCH_RESULTS_FILE, assemble, with_imported
+
     filled = None if options.fill_from is None else read_eval_results(options.fill_from)
-    tally = judge.evaluate(items, *shard, _progress)
-    problems = (*tally.problems, *(filled.problems if filled else ()))
-    outcome = assemble(protocol, items, judge.score_of, tables, judge.rules.absent, (*known, *problems))
+    problems = dict.fromkeys((*tally.problems, *judge.failures(items), *(filled.problems if filled else ())))
+    _tell(tuple(problems))
+    outcome = assemble(
+        judge.protocol, items, judge.score_of, tables_of(options, judge.protocol, items), judge.rules.absent, (*known, *problems)
+    )
     if filled is not None:
         outcome = with_imported(outcome, filled.scores, options.fill_from.name)
-    _tell(problems)
+    hashes = {str(item.path): judge.sha256(item) for item in items}
+    if reference is not None:
+        outcome = _ask_reference(options, reference, items, hashes, outcome)
+    outcome = with_extremes(outcome, items, hashes, options.out)
     _write(options.out / VBENCH_RESULTS_FILE, outcome.model_dump(mode="json"))
     write_exchange(options.out, "results", outcome, items)
-    return outcome, tally.scored, tally.kept
+    return outcome
+
+
+def tables_of(options: argparse.Namespace, protocol: VBenchProtocol, items: Sequence[VideoItem]) -> dict[str, MappingTable]:
+    """Slow-fast fusion's mapping tables where the protocol and the dimensions need them; VBenchMistake where they are missing."""
+    shown = {name for item in items for name in item.dimensions}
+    if not (protocol.suite == "vbench_long" and protocol.slow_fast and shown & set(TABLE_FILES)):
+        return {}
+    if options.vbench_data is None:
+        raise VBenchMistake("--vbench-data is missing: slow-fast fusion reads its mapping tables there; or take --no-slow-fast")
+    return read_mapping_tables(options.vbench_data)
+
+
+def _first(problems: Sequence[Problem]) -> str:
+    return problems[0].message if problems else "the folder holds none that a prompt names"
 
 
 def table(outcome: VBenchResults, beside: str = "FlashVideo 8fps") -> list[str]:
@@ -172,6 +274,11 @@ def table(outcome: VBenchResults, beside: str = "FlashVideo 8fps") -> list[str]:
         else:
             bounds = _bounds(None if one.low is None else 100 * one.low, None if one.high is None else 100 * one.high)
             origin = "  STAND-IN" if one.stand_in else f"  from {one.imported}" if one.imported else ""
+            origin += (
+                f"  reference {100 * one.reference:.4f}, ours {100 * one.score:.4f}"
+                if one.reference is not None and not one.imported
+                else ""
+            )
             lines.append(f"  {one.dimension:<24}{100 * one.score:>8.2f}  {bounds:<16}  {printed:>6}{origin}")
     for name in ("quality", "semantic", "total"):
         if (value := outcome.totals[name]) is not None:
@@ -230,7 +337,7 @@ def _write(path: Path, data: object) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line."""
+    """Command line of one process; `python -m pipelines.vbench` spreads over workers and takes a run's videos too."""
     options = parser().parse_args(arguments)
     try:
         return run(options)

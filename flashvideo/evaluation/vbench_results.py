@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from flashvideo.evaluation.aggregation import Part, Scored, dimension_score, video_parts
 from flashvideo.evaluation.confidence import bootstrap
 from flashvideo.evaluation.fusion import MappingTable
 from flashvideo.evaluation.protocol import VBenchProtocol
-from flashvideo.evaluation.results import Record
+from flashvideo.evaluation.published import SOURCE
+from flashvideo.evaluation.results import Record, table_1_rows
 from flashvideo.evaluation.score_store import VideoScore
 from flashvideo.evaluation.suite import Problem, VideoItem
 from flashvideo.evaluation.totals import DIMENSIONS, totals
@@ -40,14 +41,29 @@ class DimensionOutcome(Record):
     """None: nothing could be scored; `reason` says why."""
     low: float | None = None
     high: float | None = None
-    """95 % bootstrap over prompts."""
+    """95 % bootstrap over prompts; None for a single prompt."""
     metric: str = ""
     """Rule version and networks."""
     stand_in: bool = False
     imported: str = ""
-    """File that the score was read from; its protocol is not known."""
+    """File that the score was read from, or the reference evaluator that made it."""
+    reference: float | None = None
+    """The reference evaluator's own score of the same videos, where it was asked."""
     reason: str = ""
     videos: tuple[VideoValue, ...] = ()
+
+
+class Extreme(Record):
+    """One of a dimension's best or worst clips."""
+
+    dimension: str
+    kind: Literal["best", "worst"]
+    video: str
+    prompt: str
+    clip: str
+    value: float
+    picture: str
+    """File beside vbench_results.json: first, middle and last frame."""
 
 
 class VBenchResults(Record):
@@ -62,6 +78,9 @@ class VBenchResults(Record):
     """Of total, quality and semantic, percent, where all 16 are there."""
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
+    extremes: tuple[Extreme, ...] = ()
+    published: dict[str, Any] = {}
+    """The paper's Table 1, to stand beside (flashvideo.evaluation.published)."""
 
     def of(self, dimension: str) -> DimensionOutcome:
         return next(one for one in self.dimensions if one.dimension == dimension)
@@ -89,7 +108,8 @@ def assemble(
         found_problems += more
         outcomes.append(_outcome(name, scored, parts[name]))
     intervals = bootstrap(parts)
-    outcomes = [one.model_copy(update=_bounds(intervals.get(one.dimension))) for one in outcomes]
+    several = {name for name, found in parts.items() if len({part.prompt for part in found}) > 1}
+    outcomes = [one.model_copy(update=_bounds(intervals[one.dimension])) if one.dimension in several else one for one in outcomes]
     return VBenchResults(
         protocol=protocol.described(),
         dimensions=tuple(outcomes),
@@ -97,6 +117,7 @@ def assemble(
         intervals={name: tuple(intervals[name]) for name in ("total", "quality", "semantic") if name in intervals},
         problems=tuple(sorted(found_problems, key=lambda one: (one.kind, one.item, one.message))),
         notes=tuple(_notes(protocol, outcomes)),
+        published={"source": SOURCE, "table_1": table_1_rows()},
     )
 
 
@@ -108,8 +129,8 @@ def with_imported(results: VBenchResults, scores: Mapping[str, float], origin: s
         else one
         for one in results.dimensions
     )
-    taken = [one.dimension for one in outcomes if one.imported]
-    note = (f"{len(taken)} dimensions are read from {origin} ({', '.join(taken)}): their protocol is not known",) if taken else ()
+    taken = [one.dimension for one in outcomes if one.imported == origin]
+    note = (f"{len(taken)} dimensions are from {origin} ({', '.join(taken)}), not scored under this protocol",) if taken else ()
     missing = sum(one.score is None for one in outcomes)
     kept = tuple(text for text in results.notes if not text.endswith(MISSING_NOTE)) + note
     if missing:
@@ -135,8 +156,8 @@ def _outcome(name: str, scored: Sequence[Scored], parts: Sequence[Part]) -> Dime
     )
 
 
-def _bounds(interval: tuple[float, float] | None) -> dict[str, float]:
-    return {} if interval is None or not all(map(math.isfinite, interval)) else {"low": interval[0], "high": interval[1]}
+def _bounds(interval: tuple[float, float]) -> dict[str, float]:
+    return {"low": interval[0], "high": interval[1]} if all(map(math.isfinite, interval)) else {}
 
 
 def _notes(protocol: VBenchProtocol, outcomes: Sequence[DimensionOutcome]) -> list[str]:

@@ -69,6 +69,11 @@ def decoded_frames(path: Path) -> Iterator[np.ndarray]:
         raise VideoFileError(f"{path.name} cannot be decoded after {count} frames: {error.strerror}") from None
 
 
+def encodable(frame: np.ndarray) -> av.VideoFrame:
+    """yuv420p of uint8 H W 3, as the encoder itself would convert it: half the bytes."""
+    return av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24").reformat(format="yuv420p")
+
+
 class ClipWriter:
     """A clip on its way through H.264 in memory, as VBench-Long writes it before scoring (torchvision's write_video).
 
@@ -92,8 +97,9 @@ class ClipWriter:
         else:
             self._stream.options |= {"crf": "23"}
 
-    def add(self, frame: np.ndarray) -> None:
-        for packet in self._stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")):
+    def add(self, picture: av.VideoFrame) -> None:
+        """The next one, of `encodable`."""
+        for packet in self._stream.encode(picture):
             self._container.mux(packet)
 
     def frames(self) -> Iterator[np.ndarray]:
@@ -101,6 +107,7 @@ class ClipWriter:
         for packet in self._stream.encode():
             self._container.mux(packet)
         self._container.close()
+        del self._stream, self._container  # the encoder's pictures, before the decoder's
         self._buffer.seek(0)
         with av.open(self._buffer) as container:
             stream = container.streams.video[0]

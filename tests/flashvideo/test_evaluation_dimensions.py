@@ -37,6 +37,7 @@ from flashvideo.evaluation.dimensions.motion import (
 )
 from flashvideo.evaluation.dimensions.objects import (
     ObjectDimension,
+    OncePerFrame,
     colour_counts,
     coloured_object,
     hits,
@@ -346,13 +347,14 @@ def test_two_objects_are_split():
 
 
 class Scripted(StandIn):
-    """The same answer for every frame, one list a frame."""
+    """One answer a frame, in turn."""
 
-    def __init__(self, *frames: list[Detection]) -> None:
-        self.frames = frames
+    def __init__(self, *answers: list[Detection]) -> None:
+        self.answers, self.asked = answers, 0
 
     def __call__(self, frames):
-        return [self.frames[index % len(self.frames)] for index in range(len(frames))]
+        self.asked += len(frames)
+        return [self.answers[index % len(self.answers)] for index in range(self.asked - len(frames), self.asked)]
 
 
 def test_object_class_is_hits_over_frames():
@@ -365,8 +367,22 @@ def test_object_class_is_hits_over_frames():
 
 def test_multiple_objects_need_both():
     prompt = Prompt(text="x", dimensions=("multiple_objects",), auxiliary={"multiple_objects": {"object": "cat and dog"}})
-    score = scored(ObjectDimension("multiple_objects", Scripted(found("cat"), found("dog", "cat")), True), flat(0, 0), prompt)
+    score = scored(ObjectDimension("multiple_objects", Scripted(found("cat"), found("dog", "cat")), True), flat(*[0] * 16), prompt)
     assert (score.value, score.count) == (0.5, 16)
+
+
+def test_a_detector_is_asked_once_about_each_frame():
+    """Three dimensions of 16 frames each, in two clips that share 15 frames: 17 questions; gone frames are forgotten."""
+    detector = Scripted(found("cat"))
+    answers = OncePerFrame(detector, detector_pixels)
+    frames = flat(*range(17))
+    for clip in (frames[:16], frames[1:]):
+        for _ in range(3):
+            assert answers(clip) == [found("cat")] * 16
+    assert detector.asked == 17
+    del frames, clip
+    answers(flat(1))
+    assert detector.asked == 18
 
 
 def test_a_prompt_that_says_too_little_is_refused():

@@ -23,7 +23,7 @@ from flashvideo.evaluation.scores import ClipFacts, ClipScore, Prompt
 from flashvideo.evaluation.suite import SuiteError, VideoItem, find_videos, read_prompts
 from flashvideo.evaluation.totals import DIMENSIONS
 from flashvideo.evaluation.vbench_results import VBenchResults, assemble
-from flashvideo.evaluation.video_frames import ClipWriter, decoded_frames, probe
+from flashvideo.evaluation.video_frames import ClipWriter, decoded_frames, encodable, probe
 from flashvideo.video_files import VideoFileError, write_video
 
 ENTRIES = [
@@ -211,13 +211,44 @@ def test_writing_again_blurs_noise_and_gives_every_frame_back(tmp_path):
         for _ in range(repeat):
             writer = ClipWriter(mode, True, 8, 32, 48)
             for frame in noise:
-                writer.add(frame)
+                writer.add(encodable(frame))
             outcomes.append(np.stack(list(writer.frames())))
         assert outcomes[0].shape == noise.shape
         assert not np.array_equal(outcomes[0], noise)
         assert np.array_equal(*outcomes)
     with pytest.raises(ValueError, match="48x31 px cannot be written again"):
         ClipWriter("crf23", True, 8, 31, 48)
+
+
+def test_clips_that_overlap_are_encoded_one_after_another(tmp_path, monkeypatch):
+    """21 frames at 8 fps: clips of frames 0-15 and 5-20. Each ends equal to the same frames as a film of their own."""
+    from flashvideo.evaluation import evaluator as module
+
+    class Watched(ClipWriter):
+        opened, most = 0, 0
+
+        def __init__(self, *given) -> None:
+            super().__init__(*given)
+            Watched.opened += 1
+            Watched.most = max(Watched.most, Watched.opened)
+
+        def frames(self):
+            yield from super().frames()
+            Watched.opened -= 1
+
+    monkeypatch.setattr(module, "ClipWriter", Watched)
+    names = ("subject_consistency", "motion_smoothness", "object_class", "multiple_objects")
+    given = {"object_class": {"object": "person"}, "multiple_objects": {"object": "person and dog"}}
+    prompt = Prompt(text="a", dimensions=names, auxiliary=given)
+    scores = {}
+    for name, frames in (("whole", film(21, "noise")), ("alone", film(21, "noise")[5:])):
+        write_video(tmp_path / f"{name}.mp4", frames, 8, crf=0)
+        item = VideoItem(path=tmp_path / f"{name}.mp4", prompt=prompt, dimensions=names, index=0)
+        judge = evaluator(tmp_path / "scores", suite="vbench_long", re_encode="crf23", slow_fast=False)
+        assert judge.evaluate([item]).problems == []
+        scores[name] = [judge.score_of(item, dimension).clips for dimension in names]
+    assert Watched.most == 1
+    assert [clips["001"] for clips in scores["whole"]] == [clips["000"] for clips in scores["alone"]]
 
 
 def test_a_video_is_decoded_once_for_all_dimensions(tmp_path, monkeypatch):
@@ -312,6 +343,8 @@ def test_bad_videos_are_named_and_the_rest_is_scored(videos, prompts, tmp_path):
     assert messages["two-0.mp4"][0] == messages["two-1.mp4"][0] == "unreadable"
     assert messages["a zoom-1.mp4"] == ("frames", "a zoom-1.mp4 has 9 frames, 12 are expected; it is left out")
     assert tally.scored == 18
+    again = judge.evaluate(suite.items)
+    assert (again.scored, again.problems) == (0, tally.problems)
     outcome = results(judge, suite.items, (*suite.problems, *tally.problems))
     assert [one.dimension for one in outcome.dimensions if one.score is None] == ["multiple_objects"]
     assert outcome.of("multiple_objects").reason == "no video could be scored"
@@ -370,7 +403,10 @@ def test_a_video_that_one_rule_cannot_score_keeps_the_others(tmp_path):
     write_video(path, film(1, "still"), 8, crf=10)
     item = VideoItem(path=path, prompt=Prompt(text="a person is flying", dimensions=names), dimensions=names, index=0)
     judge = evaluator(tmp_path / "scores")
-    told = sorted(problem.message for problem in judge.evaluate([item]).problems)
+    first, again = judge.evaluate([item]), evaluator(tmp_path / "scores").evaluate([item])
+    assert (first.scored, again.scored, again.kept) == (1, 0, 1)  # why it has no score is kept too
+    assert again.problems == first.problems
+    told = sorted(problem.message for problem in again.problems)
     assert [message.split(": ")[1] for message in told] == ["human_action", "subject_consistency", "temporal_flickering"]
     assert results(judge, [item]).of("dynamic_degree").score == 0
 

@@ -34,8 +34,9 @@ from flashvideo.evaluation.results import (
     verdict,
 )
 from orchestration.charts import Band, Curve, Limit, curves, histogram, ticks
+from orchestration.page import format_bytes, format_number, format_seconds
 from orchestration.report_data import spread
-from orchestration.reports import build_report, format_bytes, format_number, format_seconds, headline, loss_chart
+from orchestration.reports import build_report, headline, loss_chart
 from pipelines.artifacts import Report, Workspace
 from pipelines.plan import JOBS
 from pipelines.recipe import Recipe, load

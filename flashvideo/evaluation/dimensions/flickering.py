@@ -28,6 +28,16 @@ class TemporalFlickering:
         return FlickeringMeasurement(None if self._flow is None else StaticFilter(self._flow, facts))
 
 
+def mean_difference(before: np.ndarray, now: np.ndarray) -> np.float32:
+    """Mean absolute difference of two frames, uint8 H W 3; levels differ by whole numbers, so uint8 holds each exactly.
+
+    Summed in float32 over BGR, the order of the reference, so that the rounding is its own.
+    """
+    apart = np.maximum(before, now) - np.minimum(before, now)
+    mean: np.float32 = np.mean(apart[..., ::-1].astype(np.float32))
+    return mean
+
+
 class FlickeringMeasurement:
     """Keeps one frame; float32 means, then a float32 mean over pairs, as the reference."""
 
@@ -37,10 +47,9 @@ class FlickeringMeasurement:
         self._differences: list[np.float32] = []
 
     def add(self, index: int, frame: np.ndarray) -> None:
-        now = frame[..., ::-1].astype(np.float32)  # BGR, the order that the reference sums in
         if self._before is not None:
-            self._differences.append(np.mean(np.abs(now - self._before)))
-        self._before = now
+            self._differences.append(mean_difference(self._before, frame))
+        self._before = frame
         if self._filter is not None:
             self._filter.add(frame)
 

@@ -5,6 +5,7 @@ Sources: Vchitect/VBench vbench/object_class.py, multiple_objects.py, color.py, 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -96,32 +97,54 @@ def spatial_scores(frames: Frames, object_a: str, object_b: str, relation: str, 
     return scores
 
 
-class DetectionMeasurement:
-    """Keeps the middle 16 frames at the detector's size, then asks once."""
+class OncePerFrame:
+    """A detector with its preparation that is asked once about each frame, however many dimensions look at it.
 
-    def __init__(
-        self, detector: Detector, prepare: Callable[[np.ndarray], np.ndarray], facts: ClipFacts, rule: Callable[[Frames], ClipScore]
-    ) -> None:
-        self._detector, self._prepare, self._rule = detector, prepare, rule
+    Answers are kept as long as their frame is; frames are prepared (11 MB of floats at 720p) one at a time.
+    """
+
+    def __init__(self, detector: Detector, prepare: Callable[[np.ndarray], np.ndarray]) -> None:
+        self._detector, self._prepare = detector, prepare
+        self._known: dict[int, tuple[weakref.ref[np.ndarray], list[Detection]]] = {}
+
+    def __call__(self, frames: Sequence[np.ndarray]) -> list[list[Detection]]:
+        return [self._detections(frame) for frame in frames]
+
+    def _detections(self, frame: np.ndarray) -> list[Detection]:
+        place = id(frame)
+        kept = self._known.get(place)
+        if kept is not None and kept[0]() is frame:
+            return kept[1]
+        [found] = self._detector([self._prepare(frame)])
+        self._known[place] = (weakref.ref(frame, lambda _: self._known.pop(place, None)), found)
+        return found
+
+
+class DetectionMeasurement:
+    """Keeps the middle 16 frames as they come (uint8, shared with the other dimensions), then asks."""
+
+    def __init__(self, detector: OncePerFrame, facts: ClipFacts, rule: Callable[[Frames], ClipScore]) -> None:
+        self._detector, self._rule = detector, rule
         self._chosen = ChosenFrames(middle_frames(facts.frames, FRAMES))
 
     def add(self, index: int, frame: np.ndarray) -> None:
         if self._chosen.wants(index):
-            self._chosen.keep(index, self._prepare(frame))
+            self._chosen.keep(index, frame)
 
     def result(self) -> ClipScore:
         return self._rule(self._detector(self._chosen.all()))
 
 
 class ObjectDimension:
-    """One of the four rules with its detector."""
+    """One of the four rules with its detector. Dimensions that share a detector may share its `answers`."""
 
     version = "vbench@45e79ec/1"
 
-    def __init__(self, name: str, detector: Detector, faithful: bool) -> None:
+    def __init__(self, name: str, detector: Detector, faithful: bool, answers: OncePerFrame | None = None) -> None:
         self.name = name
         self.networks: Mapping[str, Network] = {"detector": detector}
-        self._detector, self._faithful = detector, faithful
+        self._faithful = faithful
+        self._answers = answers or OncePerFrame(detector, dense_caption_pixels if name == "color" else detector_pixels)
         self._rules = {
             "object_class": self._object_class,
             "multiple_objects": self._multiple_objects,
@@ -132,8 +155,7 @@ class ObjectDimension:
             raise ValueError(f"{name} is none of {', '.join(self._rules)}")
 
     def start(self, facts: ClipFacts, prompt: Prompt) -> DetectionMeasurement:
-        prepare = dense_caption_pixels if self.name == "color" else detector_pixels
-        return DetectionMeasurement(self._detector, prepare, facts, self._rules[self.name](prompt))
+        return DetectionMeasurement(self._answers, facts, self._rules[self.name](prompt))
 
     def _object_class(self, prompt: Prompt) -> Callable[[Frames], ClipScore]:
         wanted = look_for(prompt, self.name, "object")["object"]
