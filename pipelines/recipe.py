@@ -31,6 +31,8 @@ from flashvideo.config import (
 )
 
 PRESETS = ("debug", "single_gpu", "paper")
+ABLATIONS = ("full_finetune", "sincos", "pixel_only", "no_preference")
+"""What may stand behind a preset's name after a +, several too (functions in `pipelines/recipes/ablations.py`)."""
 
 
 class RecipeError(ValueError):
@@ -99,11 +101,16 @@ class Recipe(Settings):
 
 
 def preset(name: str) -> Recipe:
-    """The preset recipe of that name (a function in `pipelines/recipes/<name>.py`)."""
-    if name not in PRESETS:
-        raise RecipeError(f"no recipe named {name!r}{_did_you_mean(name, PRESETS)}; presets: {', '.join(PRESETS)}")
-    recipe: Recipe = getattr(importlib.import_module(f"pipelines.recipes.{name}"), name)()
-    return recipe
+    """The preset recipe of that name (a function in `pipelines/recipes/<name>.py`), changed by the ablations behind it."""
+    base, *changes = name.split("+")
+    if base not in PRESETS:
+        raise RecipeError(f"no recipe named {base!r}{_did_you_mean(base, PRESETS)}; presets: {', '.join(PRESETS)}")
+    recipe: Recipe = getattr(importlib.import_module(f"pipelines.recipes.{base}"), base)()
+    for change in changes:
+        if change not in ABLATIONS:
+            raise RecipeError(f"no ablation named {change!r}{_did_you_mean(change, ABLATIONS)}; ablations: {', '.join(ABLATIONS)}")
+        recipe = getattr(importlib.import_module("pipelines.recipes.ablations"), change)(recipe)
+    return recipe.model_copy(update={"name": name})
 
 
 def load(source: str, overrides: tuple[str, ...] = (), **fields: Any) -> Recipe:
@@ -118,13 +125,27 @@ def load(source: str, overrides: tuple[str, ...] = (), **fields: Any) -> Recipe:
         tree = _merge(base, data, ())
     else:
         tree = preset(source).model_dump(mode="python")
+    if overrides:
+        tree = _tree(_validated(tree))
     for override in overrides:
         _override(tree, override)
-    tree.update({key: value for key, value in fields.items() if value is not None})
+    return _validated(tree | {key: value for key, value in fields.items() if value is not None})
+
+
+def _validated(tree: dict[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         raise RecipeError(_one_line(error)) from None
+
+
+def _tree(value: Any) -> Any:
+    """Settings as plain values with every field, those too that a dump leaves out at their default."""
+    if isinstance(value, BaseModel):
+        return {name: _tree(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, tuple | list):
+        return type(value)(_tree(entry) for entry in value)
+    return {key: _tree(entry) for key, entry in value.items()} if isinstance(value, dict) else value
 
 
 def dump(recipe: Recipe) -> str:

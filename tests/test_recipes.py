@@ -8,7 +8,7 @@ import pytest
 
 from curation.config import PAPER_RULES
 from pipelines.plan import JOBS
-from pipelines.recipe import PRESETS, Recipe, RecipeError, dump, fingerprint, load, preset
+from pipelines.recipe import ABLATIONS, PRESETS, Recipe, RecipeError, dump, fingerprint, load, preset
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -19,6 +19,39 @@ def test_presets_validate_and_come_back_equal(name, tmp_path):
     path.write_text(dump(recipe))
     assert load(str(path)) == recipe
     assert Recipe.model_validate(recipe.model_dump()) == recipe  # validators see presets that were made with model_copy, too
+
+
+ABLATED = {
+    "full_finetune": {"stage1.full_finetune": True},
+    "sincos": {"stage2.transformer.positions": "sincos"},
+    "pixel_only": {"stage2.latent_degradation": False},
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_ablations_change_one_setting_of_any_preset(name):
+    for ablation, change in ABLATED.items():
+        overrides = tuple(f"{key}={json.dumps(value)}" for key, value in change.items())
+        assert load(f"{name}+{ablation}") == load(name, (*overrides, f"name={name}+{ablation}"))
+    shorter = load(f"{name}+no_preference").stage2
+    assert [phase.name for phase in shorter.phases] == ["image_patches", "mixed_patches", "full_resolution"]
+    assert shorter == load(name).stage2.model_copy(update={"phases": load(name).stage2.phases[:3]})
+    assert set(ABLATED) | {"no_preference"} == set(ABLATIONS)
+
+
+def test_ablations_add_up_and_lie_under_a_file(tmp_path):
+    both = load("debug+pixel_only+no_preference").stage2
+    assert (both.latent_degradation, len(both.phases)) == (False, 3)
+    path = tmp_path / "mine.yaml"
+    path.write_text("preset: paper+sincos\nname: mine\nstage2: {seed: 7}\n")
+    stage2 = load(str(path)).stage2
+    assert (stage2.transformer.positions, stage2.seed) == ("sincos", 7)
+
+
+def test_positions_are_named_in_a_file_only_where_they_are_not_rope():
+    """So a fingerprint of before there was a choice is the same now."""
+    assert '"positions":' not in dump(load("debug"))
+    assert '"positions": "sincos"' in dump(load("debug+sincos"))
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -72,6 +105,7 @@ def test_a_yaml_file_lies_over_a_preset(tmp_path):
 
 MISTAKES = {
     "a preset": (("debgu",), (), "no recipe named 'debgu'; did you mean \"debug\"?"),
+    "an ablation": (("debug+sincoz",), (), "no ablation named 'sincoz'; did you mean \"sincos\"?"),
     "a key": (("debug",), ("stage1.iteratons=5",), 'did you mean "iterations"?'),
     "a key at the top": (("debug",), ("stage9.iterations=5",), 'did you mean "stage'),
     "a key of a phase": (("debug",), ("stage2.phases.0.iteration=5",), 'did you mean "iterations"?'),

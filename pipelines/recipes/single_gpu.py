@@ -10,7 +10,9 @@ from pipelines.recipes.paper import paper
 def single_gpu() -> Recipe:
     """The paper's recipe scaled to one GPU: a tenth of the iterations, an eighth of the batch, 540x960 to the end."""
     recipe = paper()
-    engine = EngineConfig(num_ranks=1, micro_batch_size=1, cpus_per_rank=8, checkpoint_every=100)
+    engine = EngineConfig(
+        num_ranks=1, micro_batch_size=1, cpus_per_rank=8, checkpoint_every=100, memory_check=True, loader_workers=2, async_checkpoints=True
+    )
     patch = PAPER_PHASES[1].shape
     phases = tuple(
         phase.model_copy(
