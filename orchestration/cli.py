@@ -431,11 +431,17 @@ def samples(folder: Annotated[Path, typer.Argument(help="Folder for the files, m
 
 
 @app.command()
-def plan(recipe: RecipeOption = None, overrides: SetOption = None, root: RootOption = None, sources: SourcesOption = None) -> None:
-    """Print the whole plan of a recipe: jobs, phases, tokens, FLOPs, memory. Starts nothing."""
+def plan(
+    recipe: RecipeOption = None,
+    overrides: SetOption = None,
+    root: RootOption = None,
+    sources: SourcesOption = None,
+    gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="Plan for so many GPUs. Default: the recipe's ranks.")] = None,
+) -> None:
+    """Print the whole plan of a recipe: jobs, phases, tokens, FLOPs, memory, hours, storage. Starts nothing."""
     from orchestration.preview import print_plan
 
-    print_plan(*_given(recipe, overrides, root, sources))
+    print_plan(*_given(recipe, overrides, root, sources), gpus)
 
 
 @app.command()

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from curation.sources import SourceError, list_sources
 from flashvideo.config import EngineConfig, FrameShape, LoraConfig, PhaseConfig, TransformerConfig
-from orchestration.cost import forward_flops, lora_parameters, parameters, rank_memory, train_flops
+from orchestration.budget import memories, on_gpus, parts, phase_costs, storage
+from orchestration.cost import Rates, forward_flops, lora_parameters, parameters, rank_memory, train_flops
 from orchestration.jobs import job_command
 from orchestration.runs import TARGETS
 from pipelines.artifacts import JobState, Workspace
@@ -55,11 +56,50 @@ def print_dry_run(target: str, recipe: Recipe, workspace: Workspace) -> None:
             out.print(line, soft_wrap=True)
 
 
-def print_plan(recipe: Recipe, workspace: Workspace) -> None:
-    """The dry run of the whole story, and per phase what it costs."""
+def print_plan(recipe: Recipe, workspace: Workspace, gpus: int | None = None) -> None:
+    """The dry run of the whole story, and per phase what it costs; with ranks for so many GPUs, or the recipe's own."""
+    if gpus is not None:
+        recipe = on_gpus(recipe, gpus)
     print_dry_run("retrain", recipe, workspace)
-    out = console()
-    out.print("Memory and FLOPs are estimates by formula (orchestration/cost.py); FLOPs leave out the autoencoder.", soft_wrap=True)
+    out, rates = console(), Rates()
+    out.print()
+    out.print(_hours(recipe, rates))
+    out.print()
+    out.print(_memory(recipe))
+    disk = storage(recipe)
+    clips = ", ".join(f"{size / 1e6:,.4g} MB a training {kind}" for kind, size in disk.latents.items() if size)
+    kept = ", ".join(f"{name} {disk.kept[name]} x {size / 1e9:,.4g} GB" for name, size in disk.checkpoints.items())
+    out.print(f"storage: latents {clips}; checkpoints {kept}", soft_wrap=True)
+    out.print(
+        "Estimates by formula (orchestration/cost.py, budget.py). FLOPs leave out the autoencoder. Hours are an H200's in bf16: matrices "
+        f"{rates.matmul:g} TFLOP/s, attention {rates.attention:g} forward and {rates.attention_backward:g} backward, convolutions "
+        f"{rates.convolution:g}; communication, the optimizer and waiting are left out.",
+        soft_wrap=True,
+    )
+
+
+def _hours(recipe: Recipe, rates: Rates) -> Table:
+    """Per phase: seconds of a sample, GPU-hours, hours on its ranks."""
+    columns = ("phase", "ranks", "s a sample and GPU", "GPU-hours", "hours", "GPU-hours to encode every sample anew")
+    table = Table(*columns, box=None, padding=(0, 2, 0, 0))
+    costs = phase_costs(recipe, rates)
+    for cost in costs:
+        seconds = ", ".join(f"{kind} {value:.3g}" for kind, value in cost.sample_seconds.items())
+        table.add_row(cost.name, str(cost.ranks), seconds, f"{cost.gpu_hours:,.3g}", f"{cost.hours:,.3g}", f"{cost.encode_gpu_hours:,.3g}")
+    whole = [sum(getattr(cost, name) for cost in costs) for name in ("gpu_hours", "hours", "encode_gpu_hours")]
+    table.add_row("all", "", "", *(f"{value:,.4g}" for value in whole))
+    return table
+
+
+def _memory(recipe: Recipe) -> Table:
+    """Per phase: GiB of one rank by part."""
+    parts = ("frozen", "weights", "gradients", "optimizer", "kept", "peak_block", "total")
+    shown = ("frozen weights", "trained weights", "gradients", "optimizer", "activations kept", "a block's peak", "in all")
+    table = Table("GiB a rank", "ranks", "ZeRO", *shown, box=None, padding=(0, 2, 0, 0))
+    for row in memories(recipe):
+        values = (f"{getattr(row.memory, part) / 2**30:,.3g}" for part in parts)
+        table.add_row(row.name, str(row.ranks), str(row.zero_stage), *values)
+    return table
 
 
 def _runner(recipe: Recipe) -> str:
@@ -101,20 +141,10 @@ def _phases(recipe: Recipe, names: set[str]) -> Table:
         )
     if "train_stage2" in names:
         for phase in recipe.stage2.phases:
-            parts = list(_modalities(phase))
+            of = [(part.share, part.batch, part.shape) for part in parts(phase)]
             model = (recipe.stage2.transformer, recipe.stage2.engine, None, text)
-            _row(table, f"Stage II {phase.name}", phase.iterations, parts, f"{phase.images}:{phase.videos}", _noise(phase), model)
+            _row(table, f"Stage II {phase.name}", phase.iterations, of, f"{phase.images}:{phase.videos}", _noise(phase), model)
     return table
-
-
-def _modalities(phase: PhaseConfig) -> Iterator[tuple[float, int, FrameShape]]:
-    """(share of train_steps, global batch, shape) of videos, then of images."""
-    steps = phase.images + phase.videos
-    if phase.videos:
-        yield phase.videos / steps, phase.batch_size, phase.shape
-    if phase.images:
-        image = FrameShape(frames=1, height=phase.shape.height, width=phase.shape.width)
-        yield phase.images / steps, phase.image_batch_size or phase.batch_size, image
 
 
 def _noise(phase: PhaseConfig) -> str:

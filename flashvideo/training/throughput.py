@@ -26,9 +26,9 @@ def sample_tokens(config: TransformerConfig, batch: Batch) -> int:
 
 
 def model_flops(config: TransformerConfig, tokens: int, adapters: bool) -> float:
-    """Forward (24 N d^2 L + 4 N^2 d L) and backward (twice that, once where only adapters are trained) of one sample."""
+    """Forward (24 N d^2 L + 4 N^2 d L) and backward of one sample: twice that; frozen matrices, which have no gradient, only once."""
     d, layers = config.hidden_size, config.num_layers
-    return (2 if adapters else 3) * (24.0 * tokens * d**2 * layers + 4.0 * tokens**2 * d * layers)
+    return (2 if adapters else 3) * 24.0 * tokens * d**2 * layers + 3 * 4.0 * tokens**2 * d * layers
 
 
 def throughput(

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from flashvideo.config import LoraConfig, TransformerConfig, VaeConfig
+from flashvideo.config import FrameShape, LoraConfig, TransformerConfig, VaeConfig
 from flashvideo.models.lora import add_lora, lora_layers, merge_lora, save_adapter
 from flashvideo.models.transformer import CogVideoXTransformer, load_transformer, save_transformer
 from flashvideo.models.vae import CogVideoXAutoencoder, load_autoencoder, model_input_scale
 from flashvideo.models.weight_files import WeightsError
+from orchestration.cost import decode_flops, encode_flops
 
 TOLERANCE = 1e-5
 SHAPES = [(1, 4, 6), (3, 8, 14), (5, 6, 4), (2, 16, 30)]
@@ -247,3 +248,22 @@ def test_cogvideox_autoencoder_loads_strictly(vae_folder: Path, tmp_path: Path) 
     (tmp_path / "config.json").write_text((vae_folder / "config.json").read_text())
     with pytest.raises(WeightsError, match=r"1 missing: decoder\.conv_out\.conv\.bias"):
         CogVideoXAutoencoder.from_folder(tmp_path, "inference")
+
+
+@pytest.mark.parametrize("frames", [1, 9])
+def test_the_plans_flops_of_the_autoencoder_are_what_torch_counts(diffusers_class: Any, frames: int) -> None:
+    """The released sizes on the meta device, 32x48 pixels, one chunk."""
+    from diffusers import AutoencoderKLCogVideoX
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shape = FrameShape(frames=frames, height=32, width=48)
+    with torch.device("meta"):
+        model = AutoencoderKLCogVideoX()
+        latents, height, width = shape.latent_shape
+        for network, values, expected in (
+            (model.encoder, torch.empty(1, 3, frames, 32, 48), encode_flops(shape)),
+            (model.decoder, torch.empty(1, 16, latents, height, width), decode_flops(shape)),
+        ):
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                network(values)
+            assert counter.get_total_flops() == pytest.approx(expected, rel=0.005)
