@@ -31,7 +31,7 @@ class PhaseCost:
     name: str
     iterations: int
     ranks: int
-    sample_seconds: dict[str, float]
+    sample_seconds: dict[Media, float]
     """Forward and backward of one sample on one GPU, by kind."""
     gpu_hours: float
     """Of the transformer."""
@@ -116,7 +116,7 @@ def _cost(
     seconds = {part.media: step_seconds(config, part.shape.num_tokens + text, engine, rates, adapters=adapters) for part in of}
     step = sum(part.share * part.batch * seconds[part.media] for part in of)
     encoded = sum(part.share * part.batch * encode_flops(part.shape) for part in of) * encodings / rates.convolution / 1e12
-    return PhaseCost(name, iterations, engine.num_ranks, dict(seconds), step * iterations / 3600, encoded * iterations / 3600)
+    return PhaseCost(name, iterations, engine.num_ranks, seconds, step * iterations / 3600, encoded * iterations / 3600)
 
 
 def memories(recipe: Recipe) -> list[RankMemory]:
