@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -136,13 +137,40 @@ def _start_ray(recipe: Recipe, engine: EngineConfig) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(address=os.environ["RAY_ADDRESS"], logging_level=logging.WARNING)
         return
+    with _own_address():
+        _start_own_ray(recipe, engine)
+
+
+def _start_own_ray(recipe: Recipe, engine: EngineConfig) -> None:
+    import ray
+
     ray.init(
+        address="local",
         num_cpus=max(1, round(engine.num_ranks * engine.cpus_per_rank)) + 1,  # one for the controller
         object_store_memory=recipe.runtime.ray_object_store_bytes,
         include_dashboard=True,  # Ray Train's cleaner asks it twice a second, and complains each time where there is none
         dashboard_host="127.0.0.1",
         logging_level=logging.WARNING,
     )
+
+
+@contextmanager
+def _own_address() -> Iterator[None]:
+    """Tells the processes of a Ray that starts here which Ray is theirs: Ray Train's cleaner looks for any, and stops at a second one."""
+    import ray
+
+    address = _free_address(ray.util.get_node_ip_address()).removeprefix("tcp://")
+    wanted = {"RAY_ADDRESS": address, "RAY_GCS_SERVER_PORT": address.rpartition(":")[2]}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _ray_rank(config: dict[str, Any]) -> None:

@@ -145,17 +145,3 @@ def test_an_empty_subset_says_what_to_change(root: Workspace) -> None:
     recipe = latent_recipe(stage2=RECIPE.stage2.model_copy(update={"phases": (*RECIPE.stage2.phases[:-1], last)}))
     with pytest.raises(UserError, match=r"phase preference trains on videos of the subset 'nobody'.*stage2.phases.preference.subset"):
         train_stage2.run(context_of("train_stage2", root, recipe))
-
-
-def test_two_ranks_as_processes_train_what_one_does(root: Workspace) -> None:
-    context = context_of("train_stage1", root, RECIPE)
-    reference: list[dict[str, Any]] = read_losses(context.folder / "losses.jsonl")
-    engine = RECIPE.stage1.engine.model_copy(update={"num_ranks": 2, "max_restarts": 0})
-    # Ranks alone would go on in the first run's folder.
-    two = latent_recipe(
-        stage1=RECIPE.stage1.model_copy(update={"engine": engine, "validation_samples": RECIPE.stage1.validation_samples + 1})
-    )
-    second = context_of("train_stage1", root, two)
-    train_stage1.run(second)
-    losses = [line["loss"] for line in read_losses(second.folder / "losses.jsonl")]
-    assert losses == pytest.approx([line["loss"] for line in reference], rel=1e-5)
