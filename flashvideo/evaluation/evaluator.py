@@ -16,6 +16,7 @@ import torch
 
 from flashvideo.evaluation.clip_plan import ClipSpan, clip_rate_hz, clip_seconds, plan_clips
 from flashvideo.evaluation.dimensions.dimension import Dimension, Measurement
+from flashvideo.evaluation.large_blocks import return_large_blocks
 from flashvideo.evaluation.protocol import VBenchProtocol, file_sha256
 from flashvideo.evaluation.rules import Rules
 from flashvideo.evaluation.score_store import ScoreStore, VideoScore, metric_version, score_key
@@ -50,6 +51,7 @@ class Evaluator:
     """
 
     def __init__(self, protocol: VBenchProtocol, rules: Rules, store: ScoreStore, expected_frames: int | None = None) -> None:
+        return_large_blocks()
         self.protocol, self.rules, self.store = protocol, rules, store
         self._expected_frames = expected_frames
         self._metrics = {name: metric_version(rule, rules.across.get(name)) for name, rule in rules.dimensions.items()}

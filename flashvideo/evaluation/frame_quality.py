@@ -6,10 +6,12 @@ Frames are `uint8 T H W C` (RGB) throughout.
 from __future__ import annotations
 
 import math
-from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
+
+from flashvideo.evaluation.networks.frame_metrics import build_metric, identity
 
 GRADIENT_VERSION = "1"
 """Bumped when mean_gradient_magnitude's definition changes."""
@@ -50,26 +52,16 @@ def psnr_db(frames: np.ndarray, truth: np.ndarray) -> float:
 class FrameMetrics:
     """pyiqa's no-reference metrics, each built once. pyiqa is PolyForm Noncommercial.
 
-    Values keep pyiqa's scale and direction (piqe 0-100, lower is better).
+    Values keep pyiqa's scale and direction (piqe 0-100, lower is better). `weights`: folder of their files
+    (networks/frame_metrics.py); None: pyiqa fetches what it lacks.
     """
 
-    def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
+    def __init__(self, names: tuple[str, ...], device: torch.device, weights: Path | None = None) -> None:
         self.names = names
         self._device = device
-        self._metrics: dict[str, torch.nn.Module] = {}
-        if names:
-            import pyiqa  # 8 s: only where a metric is asked for
-
-            known = pyiqa.list_models()
-            unknown = [name for name in names if name not in known]
-            if unknown:
-                raise ValueError(f"pyiqa has no metric {', '.join(unknown)}; evaluation.frame_metrics takes names of pyiqa.list_models()")
-            self._metrics = {name: pyiqa.create_metric(name, device=device) for name in names}
-
-    @property
-    def versions(self) -> dict[str, str]:
+        self._metrics = {name: build_metric(name, device, weights) for name in names}
+        self.versions = {name: identity(name, weights) for name in names}
         """Metric -> what computes it, for the protocol."""
-        return {name: f"pyiqa {version('pyiqa')} {name}" for name in self.names}
 
     @torch.no_grad()
     def __call__(self, frames: np.ndarray, stride: int = 1) -> dict[str, float]:
