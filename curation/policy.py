@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -99,29 +100,41 @@ def judge(clips: pa.Table, rules: Sequence[Rule], open_errors: Collection[str] =
     rejects); reasons in the rules' order, `<rule>:unknown` for nulls, after that what keeps a clip out besides rules.
     """
     count = clips.num_rows
-    outcomes = [_outcome(clips, rule) for rule in rules]
-    reasons, mask, missing = [], _constant(0, count), _constant(False, count)
-    for bit, (rule, outcome) in enumerate(zip(rules, outcomes, strict=True)):
+    causes: list[tuple[str, pa.Array]] = []
+    mask, missing = np.zeros(count, np.int64), _column(clips, "caption").is_null()
+    no_caption = missing
+    for bit, rule in enumerate(rules):
+        outcome = _outcome(clips, rule)
         rejects_unknown = pc.and_(outcome.unknown, outcome.fails)
-        reasons.append(pc.if_else(rejects_unknown, f",{rule.name}:unknown", pc.if_else(outcome.fails, f",{rule.name}", "")))
-        mask = pc.bit_wise_or(mask, pc.if_else(outcome.fails, 1 << bit, 0))
+        causes += [(f"{rule.name}:unknown", rejects_unknown), (rule.name, pc.and_not(outcome.fails, rejects_unknown))]
+        mask |= _numpy(outcome.fails).astype(np.int64) << bit
         missing = pc.or_(missing, rejects_unknown)
-    no_caption = _column(clips, "caption").is_null()
-    reasons.append(pc.if_else(no_caption, f",{NO_CAPTION}", ""))
-    if unusable is not None:
-        reasons.append(pc.if_else(unusable.is_null(), "", pc.binary_join_element_wise("", pc.fill_null(unusable, ""), ",")))
-    missing = pc.or_(missing, no_caption)
-
-    # every reason begins with its comma: binary_join_element_wise(null_handling="skip") loses rows in pyarrow 26.0.1
-    reason = pc.utf8_slice_codeunits(pc.binary_join_element_wise(*reasons, ""), start=1)
-    clean = pc.equal(reason, "")
-    nothing = pa.nulls(count, pa.string())
-    errored = pc.is_in(_column(clips, "clip_id"), pa.array(sorted(open_errors), pa.string()))
-    failed = pc.and_(errored, missing)
-    if unusable is not None:
+    causes.append((NO_CAPTION, no_caption))
+    failed = _constant(False, count)
+    if open_errors:
+        failed = pc.and_(pc.is_in(_column(clips, "clip_id"), pa.array(sorted(open_errors), pa.string())), missing)
+    if unusable is not None and unusable.null_count < count:
+        causes += [
+            (reason, pc.fill_null(pc.equal(unusable, reason), False)) for reason in sorted(unusable.unique().drop_null().to_pylist())
+        ]
         failed = pc.or_(failed, pc.fill_null(pc.equal(unusable, SOURCE_FAILED), False))
-    state = pc.if_else(failed, "failed", pc.if_else(clean, "kept", "rejected"))
-    return pa.table({"state": state, "reject_reason": pc.if_else(clean, nothing, reason), "reject_mask": pc.cast(mask, pa.int64())})
+    reason = _reasons(causes, count)
+    state = pc.if_else(failed, "failed", pc.if_else(reason.is_null(), "kept", "rejected"))
+    return pa.table({"state": state, "reject_reason": reason, "reject_mask": pa.array(mask)})
+
+
+def _reasons(causes: Sequence[tuple[str, pa.Array]], count: int) -> pa.Array:
+    """Per row the names of the causes that hold, comma between; null where none does. Each combination is spelt once."""
+    texts, codes = [""], np.zeros(count, np.int64)
+    for name, holds in causes:
+        codes = 2 * codes + _numpy(holds)
+        used = np.flatnonzero(np.bincount(codes, minlength=2 * len(texts)))
+        place = np.zeros(2 * len(texts), np.int64)
+        place[used] = np.arange(len(used))
+        texts = [f"{texts[code // 2]},{name}" if code % 2 else texts[code // 2] for code in used]
+        codes = place[codes]
+    spelt = pa.array([text[1:] or None for text in texts], pa.string())
+    return spelt.take(pa.array(codes)) if texts else pa.nulls(count, pa.string())
 
 
 def funnel(clips: pa.Table, rules: Sequence[Rule]) -> list[RuleCount]:
@@ -180,6 +193,11 @@ def _column(clips: pa.Table, name: str) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
+def _numpy(mask: pa.Array) -> np.ndarray:
+    values: np.ndarray = mask.to_numpy(zero_copy_only=False)
+    return values
+
+
 def _constant(value: bool | int, count: int) -> pa.Array:
     return pa.repeat(pa.scalar(value), count)
 
@@ -203,9 +221,12 @@ def preferred(kept: pa.Table, labels: pa.Table, config: PolicyConfig) -> set[str
     top_aesthetic (a stand-in): the train videos with the highest `preference_column`. Ties go by clip_id.
     """
     if config.preference_subset == "top_aesthetic":
-        pool = kept.filter(pc.and_(pc.equal(kept["split"], "train"), pc.equal(kept["media_type"], "video")))
         score = preference_column(kept)
-        known = pool.select(["clip_id", score]).filter(pool[score].is_valid())
+        pool = pc.and_(pc.equal(kept["split"], "train"), pc.equal(kept["media_type"], "video"))
+        known = kept.select(["clip_id", score]).filter(pc.and_(pool, pc.fill_null(pc.is_finite(kept[score]), False)))
+        if 0 < config.preference_size < known.num_rows:  # ids are compared among the best scores only
+            worst = pc.select_k_unstable(known.select([score]), config.preference_size, [(score, "descending")])[-1]
+            known = known.filter(pc.greater_equal(known[score], known[score][worst.as_py()]))
         best = pc.select_k_unstable(known, config.preference_size, [(score, "descending"), ("clip_id", "ascending")])
         return set(known["clip_id"].take(best).to_pylist())
     votes: dict[str, list[float]] = defaultdict(list)
@@ -241,13 +262,20 @@ def assign_split(clips: pa.Table, config: PolicyConfig) -> Split:
     """
     sources = _Sources(clips)
     fixed = dict(sources.fixed)
-    groups = sources.groups()
     mixed = 0
     new: dict[str, list[tuple[str, list[str]]]] = {"video": [], "image": []}
     held: dict[str, int] = {"video": 0, "image": 0}
     total: dict[str, int] = {"video": 0, "image": 0}
     training: dict[str, int] = {"video": 0, "image": 0}
-    for members in groups:
+    for source in sources.alone():
+        media = "video" if sources.media[source] == "video" else "image"
+        total[media] += 1
+        side = fixed.get(source)
+        held[media] += side == "val"
+        training[media] += side == "train"
+        if side is None:
+            new[media].append((_order([source]), [source]))
+    for members in sources.groups():
         kept = [source for source in members if source in sources.kept]
         if not kept:
             continue
@@ -258,9 +286,9 @@ def assign_split(clips: pa.Table, config: PolicyConfig) -> Split:
         if not sides:
             new[media].append((_order(members), members))
             continue
-        side = "train" if "train" in sides else "val"
+        common = "train" if "train" in sides else "val"
         for source in members:
-            fixed.setdefault(source, side)
+            fixed.setdefault(source, common)
         held[media] += sum(fixed[source] == "val" for source in kept)
         training[media] += sum(fixed[source] == "train" for source in kept)
     for media in ("video", "image"):
@@ -289,25 +317,26 @@ class _Sources:
     """Sources of a clips table: media type, fixed split, which have kept clips, which share duplicates."""
 
     def __init__(self, clips: pa.Table) -> None:
-        unique = clips.group_by(["source_id", "media_type", "split", "state"]).aggregate([]).to_pylist()
-        self.media: dict[str, str] = {}
-        self.fixed: dict[str, str] = {}
-        self.kept: set[str] = set()
-        for row in unique:
-            source = row["source_id"]
-            self.media[source] = row["media_type"]
-            if row["split"] is not None:
-                self.fixed[source] = row["split"]
-            if row["state"] == "kept":
-                self.kept.add(source)
-        self._parent = {source: source for source in self.media}
-        clustered = clips.filter(clips["duplicate_cluster"].is_valid()).select(["source_id", "duplicate_cluster"])
+        encoded = encoded_sources(clips)
+        names, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+        self.media: dict[str, str | None] = dict(zip(names, _one_each(codes, len(names), _column(clips, "media_type")), strict=True))
+        splits = zip(names, _one_each(codes, len(names), _column(clips, "split")), strict=True)
+        self.fixed: dict[str, str] = {source: split for source, split in splits if split is not None}
+        kept = _numpy(pc.fill_null(pc.equal(_column(clips, "state"), "kept"), False))
+        self.kept: set[str] = {names[code] for code in np.flatnonzero(np.bincount(codes[kept], minlength=len(names)))}
+        clustered = clips.select(["source_id", "duplicate_cluster"]).filter(clips["duplicate_cluster"].is_valid())
+        pairs = clustered.group_by(["duplicate_cluster", "source_id"]).aggregate([]).to_pylist()
+        self._parent = {row["source_id"]: row["source_id"] for row in pairs}
         first: dict[str, str] = {}
-        for row in clustered.group_by(["duplicate_cluster", "source_id"]).aggregate([]).to_pylist():
+        for row in pairs:
             self._join(first.setdefault(row["duplicate_cluster"], row["source_id"]), row["source_id"])
 
+    def alone(self) -> list[str]:
+        """Sources with kept clips that are in no cluster of duplicates."""
+        return sorted(source for source in self.kept if source not in self._parent)
+
     def groups(self) -> list[list[str]]:
-        """Sources that are duplicates of each other together, every list and the whole sorted."""
+        """The others: sources that are duplicates of each other together, every list and the whole sorted."""
         groups: dict[str, list[str]] = defaultdict(list)
         for source in sorted(self._parent):
             groups[self._root(source)].append(source)
@@ -321,3 +350,18 @@ class _Sources:
 
     def _join(self, a: str, b: str) -> None:
         self._parent[self._root(b)] = self._root(a)
+
+
+def encoded_sources(clips: pa.Table) -> pa.DictionaryArray:
+    """The column source_id as codes into its distinct values."""
+    column = _column(clips, "source_id")
+    return column if isinstance(column, pa.DictionaryArray) else column.dictionary_encode(null_encoding="encode")
+
+
+def _one_each(codes: np.ndarray, count: int, values: pa.Array) -> list[str | None]:
+    """Per code the last known value of its rows."""
+    known = np.flatnonzero(_numpy(values.is_valid()))
+    place = np.full(count, -1)
+    place[codes[known]] = known
+    found: list[str | None] = values.take(pa.array(place, mask=place < 0)).to_pylist()
+    return found

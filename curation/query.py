@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from curation.expression import QueryError, check_column, compile_filter, kind_of, unit_of
 from curation.schema import KEYS, TABLES
-from curation.store import MissingStoreError, Store, StoreError, lance, schema_of
+from curation.store import READ_ROWS, MissingStoreError, Store, StoreError, lance, schema_of
 
 if TYPE_CHECKING:
     import pandas
@@ -145,15 +145,31 @@ class Query:
         orderings += [(key, True) for key in KEYS[self.table] if key not in [name for name, _ in orderings]]
         hidden = [name for name, _ in orderings if name not in wanted]
         column_ordering = _lance_ordering()
-        scanner = self.store.dataset(self.table, self.at_tag).scanner(
+        dataset = self.store.dataset(self.table, self.at_tag)
+        scanner = dataset.scanner(
             columns=wanted + hidden,
-            filter=self._filter,
+            filter=self._best_only(dataset),
             limit=self.most,
             order_by=[column_ordering(name, ascending=up, nulls_first=False) for name, up in orderings],
         )
         reader = scanner.to_reader()
         schema = pa.schema([reader.schema.field(name) for name in wanted])
         return pa.RecordBatchReader.from_batches(schema, (batch.select(wanted) for batch in reader))
+
+    def _best_only(self, dataset: Any) -> str | None:
+        """The filter, with a bound on the first column of the order where a limit makes that sure: reading two numbers a row finds
+        it, and all other columns (and the order of ties) are then read of the best rows only."""
+        if self.most is None or not self.order:
+            return self._filter
+        name, descending = self.order[0].lstrip("+-"), self.order[0].startswith("-")
+        if kind_of(self.schema.field(name).type) != "number":
+            return self._filter
+        ordering = _lance_ordering()(name, ascending=not descending, nulls_first=False)
+        best = dataset.to_table(columns=[name], filter=self._filter, limit=self.most, order_by=[ordering])[name]
+        if len(best) < self.most or best.null_count or not pc.all(pc.is_finite(best)).as_py():
+            return self._filter
+        bound = f"(`{name}` {'>=' if descending else '<='} {best[-1].as_py()!r})"
+        return f"{self._filter} AND {bound}" if self._filter else bound
 
     def to_pandas(self) -> pandas.DataFrame:
         """The rows as a pandas frame."""
@@ -169,7 +185,7 @@ class Query:
         for name in by:
             if kind_of(self.schema.field(check_column(name, self.schema)).type) in ("list", "vector"):
                 raise QueryError(f"cannot count by {name}: it is a list")
-        rows = self.store.dataset(self.table, self.at_tag).to_table(columns=list(by), filter=self._filter)
+        rows = self.store.dataset(self.table, self.at_tag).to_table(columns=list(by), filter=self._filter, batch_size=READ_ROWS)
         groups = rows.group_by(list(by)).aggregate([([], "count_all")]).rename_columns([*by, "count"])
         return groups.sort_by([("count", "descending"), *((name, "ascending") for name in by)])
 

@@ -50,10 +50,10 @@ class ReleaseDiff:
 
 def diff(store: Store, old: str, new: str) -> ReleaseDiff:
     """Compares two tags. Raises StoreError for one that does not exist."""
-    before, after = (store.read("clips", READ, tag=tag) for tag in (old, new))
-    kept_before, kept_after = (rows.filter(pc.equal(rows["state"], "kept")) for rows in (before, after))
-    added = kept_after.filter(pc.invert(pc.is_in(kept_after["clip_id"], kept_before["clip_id"].combine_chunks())))
-    removed = kept_before.filter(pc.invert(pc.is_in(kept_before["clip_id"], kept_after["clip_id"].combine_chunks())))
+    kept_before, kept_after = (store.read("clips", READ, "state = 'kept'", tag=tag, ordered=False) for tag in (old, new))
+    added = _sorted(kept_after.filter(_absent(kept_after, kept_before)))
+    removed = _sorted(kept_before.filter(_absent(kept_before, kept_after)))
+    after = store.read("clips", ["clip_id", "state", "reject_reason"], "state != 'kept' or state is null", tag=new, ordered=False)
     shown = ["clip_id", "uri", "start_us", "end_us", "split"]
     reasons = _at(after, removed["clip_id"], ["clip_id", "state", "reject_reason"]).to_pylist()
     why = ["no such clip any more" if row["clip_id"] is None else row["reject_reason"] or row["state"] for row in reasons]
@@ -72,15 +72,31 @@ def diff(store: Store, old: str, new: str) -> ReleaseDiff:
 
 def _changes(before: pa.Table, after: pa.Table) -> list[dict[str, Any]]:
     """A row for every clip and column that differs, in the order of COMPARED and clip_id."""
-    stayed = before.filter(pc.is_in(before["clip_id"], after["clip_id"].combine_chunks()))
-    now = _at(after, stayed["clip_id"], ["clip_id", *COMPARED])
+    if before["clip_id"].equals(after["clip_id"]):
+        stayed, now = before, after
+    else:
+        places = pc.index_in(before["clip_id"].combine_chunks(), after["clip_id"].combine_chunks())
+        stayed = before.filter(places.is_valid())
+        now = after.select(list(COMPARED)).take(places.drop_null())
     changed = []
     for column in COMPARED:
         then, present = _comparable(stayed[column]), _comparable(now[column])
+        if then.equals(present):
+            continue
         places = pc.indices_nonzero(pc.fill_null(pc.not_equal(then, present), pc.xor(then.is_null(), present.is_null())))
-        rows = zip(*(table.take(places).to_pylist() for table in (stayed["clip_id"], stayed[column], now[column])), strict=True)
-        changed += [{"clip_id": clip_id, "column": column, "old": old, "new": new} for clip_id, old, new in rows]
+        values = (table.take(places) for table in (stayed["clip_id"], stayed[column], now[column]))
+        rows = _sorted(pa.table(dict(zip(("clip_id", "old", "new"), values, strict=True)))).to_pylist()
+        changed += [{"clip_id": row["clip_id"], "column": column, "old": row["old"], "new": row["new"]} for row in rows]
     return changed
+
+
+def _absent(rows: pa.Table, others: pa.Table) -> pa.Array:
+    """Which of the rows' clips are not among the others."""
+    return pc.invert(pc.is_in(rows["clip_id"].combine_chunks(), others["clip_id"].combine_chunks()))
+
+
+def _sorted(rows: pa.Table) -> pa.Table:
+    return rows.sort_by([("clip_id", "ascending")])
 
 
 def _comparable(values: pa.ChunkedArray) -> pa.Array:

@@ -77,7 +77,7 @@ def _files(workspace: Workspace, recipe: Recipe, store: Store) -> Stale:
     gone = sum(bool(row["present"]) and uri not in listed for uri, row in known.items())
     if gone:
         why["gone, their clips are set aside"] = gone
-    return Stale("ingest", len(todo) + gone, len(files), "files", why)
+    return Stale("ingest", len(todo) + gone, len(files) + gone, "files", why)
 
 
 def _decodes(workspace: Workspace, recipe: Recipe, store: Store, registry: Mapping[str, Any]) -> Stale:

@@ -228,6 +228,19 @@ def test_order_puts_unknown_last_both_ways(path: Path) -> None:
         clips.order_by("subsets")
 
 
+def test_the_best_few_are_the_first_of_the_whole_order(tmp_path: Path) -> None:
+    """Ties at the limit, unknown values and NaN: as the sorted whole has them."""
+    store = Store.open(tmp_path / "ties")
+    scores = [1.0, 3.0, 2.0, 2.0, None, 2.0, float("nan"), 3.0]
+    columns = {"clip_id": list("hgfedcba"), "motion_proxy": pa.array(scores, pa.float32()), "shot": pa.array([1] * 8, pa.int32())}
+    store.upsert("clips", pa.table(columns))
+    for order in (("-motion_proxy",), ("motion_proxy",), ("-shot", "motion_proxy"), ("-clip_id",)):
+        asked = open_dataset(tmp_path / "ties").clips.where("clip_id != 'b'").order_by(*order).columns("clip_id")
+        whole = [row["clip_id"] for row in asked.rows()]
+        assert [[row["clip_id"] for row in asked.limit(n).rows()] for n in range(1, 9)] == [whole[:n] for n in range(1, 9)]
+    assert whole == list("hgfedca")
+
+
 def test_a_tag_is_read_as_it_was(path: Path) -> None:
     assert run_query(path, "state = 'rejected'", count=True, tag="sel-1") == "1"
     with pytest.raises(QueryError, match="no tag 'sel-2'; did you mean"):

@@ -101,6 +101,30 @@ def test_merge_columns_sets_nulls_and_lists(store: Store) -> None:
     assert rows(store, "motion_proxy", "subsets") == [(None, ["preference", "x"])]
 
 
+def test_most_rows_at_once_are_written_as_the_join_writes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shuffled keys, one that the table lacks, rows that are not given, a list and a vector, several fragments, indexes; and again."""
+    stores = Store.open(tmp_path / "joined"), Store.open(tmp_path / "aligned")
+    found = []
+    for store, share in zip(stores, (2.0, 0.5), strict=True):
+        monkeypatch.setattr("curation.column_files.LEAST_SHARE", share)
+        for ids in (["a", "b"], ["c"], ["d", "e", "f"]):
+            store.upsert("clips", clips(clip_id=ids, state=["new"] * len(ids), caption=["x"] * len(ids)))
+        store.build_indexes()
+        version = store.version("clips")
+        given = {"clip_id": ["f", "b", "z", "a", "d"], "motion_proxy": [1.0, None, 9.0, 2.0, 3.0], "state": ["kept"] * 5}
+        lists = {"subsets": [["p"], [], ["p"], None, ["p", "q"]], "embedding": [[float(i)] * 768 for i in range(5)]}
+        assert store.merge_columns("clips", clips(**given, **lists)) == 4
+        assert store.merge_columns("clips", clips(clip_id=["a", "b", "c", "d"], motion_proxy=[4.0, 5.0, 6.0, None])) == 4
+        assert store.version("clips") == version + 2
+        rows = store.read("clips", ["clip_id", "state", "caption", "motion_proxy", "subsets", "embedding"]).to_pylist()
+        found.append((rows, store.count("clips", "state = 'kept'"), store.count("clips", "motion_proxy >= 3")))
+        store.dataset("clips").validate()
+    files = [[len(fragment.data_files()) for fragment in store.dataset("clips").get_fragments()] for store in stores]
+    assert files[1] == [3, 3, 3]  # the rows as they came, the columns once, motion again
+    assert found[0] == found[1]
+    assert found[1][1:] == (4, 3)
+
+
 def test_merging_into_an_empty_table_or_nothing_is_no_error(store: Store) -> None:
     assert store.merge_columns("clips", clips(clip_id=["a"], state=["kept"])) == 0
     assert store.upsert("clips", clips(clip_id=[], uri=[])) == 0
