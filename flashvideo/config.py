@@ -219,6 +219,10 @@ class WatchConfig(Settings):
     """Also write TensorBoard scalars beside losses.jsonl (needs the tensorboard package)."""
     validate_every: int | None = None
     """train_steps between validations within a phase (validations.jsonl); None: before and after only."""
+    sample_every: int | None = Field(default=None, ge=1)
+    """Stage II: train_steps of a phase between sheets of held-out samples, enhanced in four steps; one more at its end. None: none."""
+    samples: int = Field(default=2, ge=1)
+    """Of a sheet."""
     noise_step_bins: bool = False
     """Stage II: also validate at both ends of the noise range (half way on the path; not in the mean)."""
     peak_teraflops: float | None = None

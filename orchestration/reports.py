@@ -23,6 +23,7 @@ from pipelines.plan import JOB_NAMES
 from pipelines.recipe import Recipe, dump
 
 PICTURE_WIDTH_PX = 1400
+SHEET_WIDTH_PX = 1100
 STAGES = {"train_stage1": "Stage I", "train_stage2": "Stage II"}
 HEADLINES = {
     "precompute_latents.codec_psnr_db": "autoencoder's PSNR, dB",
@@ -46,6 +47,8 @@ class Page:
     stand_ins: list[tuple[str, str]] = field(default_factory=list)
     losses: list[Chart] = field(default_factory=list)
     validation: list[dict[str, Any]] = field(default_factory=list)
+    sheets: list[dict[str, str]] = field(default_factory=list)
+    """Of held-out samples while Stage II trains."""
     pictures: list[dict[str, Any]] = field(default_factory=list)
     results: dict[str, Any] | None = None
     versions: list[tuple[str, str]] = field(default_factory=list)
@@ -176,10 +179,21 @@ def _training(page: Page, workspace: Workspace, states: list[JobState]) -> None:
         chart = loss_chart(title, entries)
         if chart is not None:
             page.losses.append(chart)
+        page.sheets += _sheets(folder, title)
         validation = _one(folder, "validation.json")
         if validation is not None:
             by_phase = state.report.headline.get("validation_by_phase", {}) if state.report is not None else {}
             page.validation.append({"stage": title, "by_phase": by_phase, **_validation(json.loads(validation.read_text()))})
+
+
+def _sheets(folder: Path | None, title: str) -> list[dict[str, str]]:
+    """The sheet of held-out samples of each phase, inlined."""
+    found = []
+    for path in sorted((folder / "samples").glob("*.jpg")) if folder is not None else []:
+        _, phase, _, step = path.stem.split("-")
+        about = f"after {int(step)} train_steps; first frames of held-out clips: degraded, enhanced in 4 steps, true"
+        found.append({"title": f"{title}, {phase}", "about": about, "image": data_url(path, SHEET_WIDTH_PX)})
+    return found
 
 
 def _one(folder: Path | None, name: str) -> Path | None:

@@ -7,6 +7,7 @@ changed phase 4 keeps phases 1-3.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,11 +21,19 @@ from pipelines.plan import LOGISTICS
 from pipelines.ranks import RankRequest, start_ranks
 from pipelines.recipe import Recipe, fingerprint
 from pipelines.train_stage1 import HELD_OUT_FILE, TRAIN_FILE, finished_report, rank_request
+from pipelines.trained_models import vae_folder
+
+SHEETS = "samples"
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    import torch
+    from torch import Tensor
 
+    from flashvideo.models.vae import VideoAutoencoder
     from flashvideo.training.engine import Ranks
+    from flashvideo.training.sheets import FirstFrame
     from pipelines.sample_lists import Release
 
 
@@ -48,9 +57,11 @@ def run(context: JobContext) -> Report:
     held_out, held_out_is = held_out_samples(store, release, phase_profile(recipe, last, held_out_media(recipe)))
     write_samples(folder / HELD_OUT_FILE, [held_out])
     scale = float(context.upstream["precompute_latents"].headline["scale_stage2"])
-    settings = {"scale": scale, "phases": [str(phase) for phase in phases]}
+    vae = str(vae_folder(context.workspace, context.upstream))
+    settings = {"scale": scale, "phases": [str(phase) for phase in phases], "vae": vae}
     start_ranks(rank_request(context, settings), recipe, recipe.stage2.engine)
     join_losses(phases, folder / "losses.jsonl")
+    newest_sheets(recipe, phases, folder / SHEETS)
     report = finished_report(context, "stage2", rows, held_out_is, release.tag)
     report.counts["phases"], report.counts["phases_reused"] = len(phases), reused
     report.headline["validation_by_phase"] = validation_by_phase(recipe, phases)
@@ -113,7 +124,35 @@ def train(request: RankRequest, recipe: Recipe, ranks: Ranks, progress: Callable
     folders = [Path(folder) for folder in request.settings["phases"]]
     phases = [Phase(config, folder, source(folder / TRAIN_FILE)) for config, folder in zip(recipe.stage2.phases, folders, strict=True)]
     held_out = source(Path(request.folder) / HELD_OUT_FILE)
-    train_stage2(recipe.stage2, recipe.seed, phases, held_out, Path(request.folder), ranks, progress)
+    first_frame = first_frame_of(recipe, Path(request.settings["vae"]), request.settings["scale"], ranks.device)
+    train_stage2(recipe.stage2, recipe.seed, phases, held_out, Path(request.folder), ranks, progress, first_frame)
+
+
+def first_frame_of(recipe: Recipe, folder: Path, scale: float, device: torch.device) -> FirstFrame:
+    """Decodes with the run's autoencoder, which is loaded when it is first asked for."""
+    loaded: list[VideoAutoencoder] = []
+
+    def decode(latents: Tensor) -> np.ndarray:
+        import torch
+
+        from flashvideo.models.vae import load_autoencoder, video_to_pixels
+
+        if not loaded:
+            loaded.append(load_autoencoder(folder, recipe.vae, device))
+        with torch.no_grad():
+            picture: np.ndarray = video_to_pixels(loaded[0].decode(latents / scale)[0])[0]
+        return picture
+
+    return decode
+
+
+def newest_sheets(recipe: Recipe, phases: list[Path], folder: Path) -> None:
+    """Copies each phase's newest sheet of samples into the job's folder, for the report: <place>-<phase>-step-<n>.jpg."""
+    for place, (phase, path) in enumerate(zip(recipe.stage2.phases, phases, strict=True), 1):
+        sheets = sorted((path / SHEETS).glob("step-*.jpg"))
+        if sheets:
+            folder.mkdir(exist_ok=True)
+            shutil.copyfile(sheets[-1], folder / f"{place}-{phase.name}-{sheets[-1].name}")
 
 
 def join_losses(phases: list[Path], path: Path) -> None:

@@ -51,6 +51,8 @@ class Loop:
     config: EngineConfig
     check: Callable[[Engine], Validation]
     """The validation, for engine.watch.validate_every."""
+    show: Callable[[Engine, int], None] | None = None
+    """Makes pictures after so many train_steps, for engine.watch.sample_every."""
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -87,6 +89,8 @@ class Loop:
                     progress(done, self.iterations, "train_steps", f"{self.phase}, {note}")
                 if self.config.watch.validate_every and done % self.config.watch.validate_every == 0:
                     watcher.validation(done, self.check(engine))
+                if self.show is not None and (done % (self.config.watch.sample_every or self.iterations) == 0 or done == self.iterations):
+                    self.show(engine, done)
                 saver.poll()
                 if done % self.config.checkpoint_every == 0 or done == self.iterations:
                     saver.save(done, self._facts(engine, guard))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flashvideo.config import Stage1Config
+from flashvideo.config import LoraConfig, OptimizerConfig, Stage1Config
 from flashvideo.models.lora import add_lora, save_adapter, save_base
 from flashvideo.models.transformer import CogVideoXTransformer, build_transformer, save_transformer
 from flashvideo.objectives.batch import Batch
@@ -26,6 +26,8 @@ from flashvideo.training.metrics import Bin, Validation, validate, write_lines
 log = logging.getLogger("flashvideo")
 
 PHASE = "stage1"
+LARGE_UPDATES = 16.0
+"""Times the released settings' update from which adapters on a pretrained model are warned of."""
 TIMESTEP_BINS = (100, 300, 500, 700, 900)
 """Validation is flat in the mean over all timesteps by nature of the v-MSE; bins show where it falls."""
 
@@ -37,6 +39,9 @@ def train_stage1(
 
     Every rank calls it. Relaunched, it goes on from the newest checkpoint and ends in the same weights.
     """
+    warning = scale_warning(config)
+    if warning and ranks.is_first:
+        log.warning(warning)
     model = build_transformer(config.transformer, config.base_weights, ranks.device)
     if not config.full_finetune:
         add_lora(model, config.lora, config.seed)
@@ -66,6 +71,21 @@ def train_stage1(
         with engine.averaged():
             save_stage1(engine, config, folder / "stage1_ema")
     engine.close()
+
+
+def scale_warning(config: Stage1Config) -> str | None:
+    """What to say of adapters on a pretrained model whose updates are far above the released ones', or None.
+
+    alpha / rank multiplies every update; the released model has 1/128 at 4e-5 (code), other trainers' 1/2 to 1 over-saturate there.
+    """
+    times = config.lora.scale / LoraConfig().scale * config.optimizer.learning_rate / OptimizerConfig().learning_rate
+    if config.full_finetune or config.base_weights is None or times <= LARGE_UPDATES:
+        return None
+    return (
+        f"Stage I's adapters: alpha / rank = {config.lora.alpha:g} / {config.lora.rank} at learning rate "
+        f"{config.optimizer.learning_rate:g} moves the model {times:.0f} times as far a train_step as the released settings (1/128 at "
+        f"4e-5); over-saturated pictures are known from there. Lower stage1.lora.alpha or stage1.optimizer.learning_rate"
+    )
 
 
 def seed_of(recipe_seed: int, stage_seed: int) -> int:

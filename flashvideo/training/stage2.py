@@ -15,18 +15,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from flashvideo.config import PhaseConfig, Stage2Config
+from flashvideo.config import PhaseConfig, Stage2Config, Stage2SamplingConfig
 from flashvideo.models.transformer import CogVideoXTransformer, build_transformer, save_transformer
 from flashvideo.objectives.batch import Batch
 from flashvideo.objectives.flow_matching import FlowMatchingObjective
-from flashvideo.training.batches import BatchOrder, BatchReader, SampleSource, fixed_batches
+from flashvideo.training.batches import BatchOrder, BatchReader, Modality, SampleSource, fixed_batches
 from flashvideo.training.engine import Engine, Ranks
 from flashvideo.training.loop import Loop, Progress
 from flashvideo.training.metrics import Bin, Validation, validate, write_lines
+from flashvideo.training.sheets import FirstFrame, Sheets
 from flashvideo.training.stage1 import seed_of, validated_once, write_validation
 
 T_BINS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Places on the path, 0 the degraded end."""
+SHEETS = "samples"
+"""Folder of a phase's sheets."""
 FINISHED = "phase.json"
 """A phase folder with this file is finished: its newest checkpoint is its result."""
 
@@ -45,12 +48,20 @@ class Phase:
 
 
 def train_stage2(
-    config: Stage2Config, seed: int, phases: Sequence[Phase], held_out: SampleSource, folder: Path, ranks: Ranks, progress: Progress
+    config: Stage2Config,
+    seed: int,
+    phases: Sequence[Phase],
+    held_out: SampleSource,
+    folder: Path,
+    ranks: Ranks,
+    progress: Progress,
+    first_frame: FirstFrame | None = None,
 ) -> None:
     """Trains the phases that are not finished, in order, validates, and writes folder/stage2 (diffusers' layout).
 
     Every rank calls it. Relaunched, it goes on from the newest checkpoint and ends in the same weights. The held-out
-    samples have the last phase's shape, and the validation its noise range, whatever phase is validated.
+    samples have the last phase's shape, and the validation its noise range, whatever phase is validated. `first_frame`
+    decodes for the sheets of engine.watch.sample_every. Raises ValueError where they are asked for without it.
     """
     model = build_transformer(config.transformer, config.init_weights, ranks.device)
     engine = Engine(model, config.optimizer, config.engine, ranks)
@@ -67,7 +78,7 @@ def train_stage2(
         _load_finished(engine, phases[done - 1], config)
     after = before
     total = sum(phase.config.iterations for phase in phases)
-    loops = [phase_loop(phase, config, seed, ranks, check) for phase in phases]
+    loops = [phase_loop(phase, config, seed, ranks, check, sheets_of(config, phase, last, held_out, first_frame)) for phase in phases]
     if config.engine.memory_check and loops[done:] and loops[done].is_new(ranks):
         for loop in loops[done:]:  # of all phases: the largest shape comes last
             loop.check_memory(engine)
@@ -112,7 +123,35 @@ def phase_checkpoint(phase: Phase, config: Stage2Config) -> Path | None:
     return None if newest is None else newest.folder
 
 
-def phase_loop(phase: Phase, config: Stage2Config, seed: int, ranks: Ranks, check: Callable[[Engine], Validation]) -> Loop:
+def sheets_of(
+    config: Stage2Config, phase: Phase, last: PhaseConfig, held_out: SampleSource, first_frame: FirstFrame | None
+) -> Callable[[Engine, int], None] | None:
+    """What makes a phase's sheets of samples, at the middle of the last phase's noise range without guidance; None: not wanted."""
+    if config.engine.watch.sample_every is None:
+        return None
+    if first_frame is None:
+        raise ValueError("engine.watch.sample_every needs the autoencoder that made the latents; set it to null without one")
+    modality: Modality = "video" if last.videos else "image"
+    noise_steps = objective_of(config, last)(last.iterations).noise_steps
+    sampling = Stage2SamplingConfig(num_steps=4, guidance_scale=1.0, noise_step=sum(noise_steps) // 2)
+    count = config.engine.watch.samples
+    return Sheets(
+        phase.folder / SHEETS,
+        lambda: fixed_batches(held_out, modality, config.seed, count),
+        sampling,
+        config.latent_degradation,
+        first_frame,
+    ).write
+
+
+def phase_loop(
+    phase: Phase,
+    config: Stage2Config,
+    seed: int,
+    ranks: Ranks,
+    check: Callable[[Engine], Validation],
+    show: Callable[[Engine, int], None] | None = None,
+) -> Loop:
     """The loop of one phase."""
     entry = phase.config
     order = BatchOrder(
@@ -129,7 +168,7 @@ def phase_loop(phase: Phase, config: Stage2Config, seed: int, ranks: Ranks, chec
     optimizer = config.optimizer
     if entry.learning_rate is not None:
         optimizer = optimizer.model_copy(update={"learning_rate": entry.learning_rate})
-    return Loop(2, entry.name, entry.iterations, phase.folder, objective_of(config, entry), reader, optimizer, config.engine, check)
+    return Loop(2, entry.name, entry.iterations, phase.folder, objective_of(config, entry), reader, optimizer, config.engine, check, show)
 
 
 def objective_of(config: Stage2Config, phase: PhaseConfig) -> Callable[[int], FlowMatchingObjective]:

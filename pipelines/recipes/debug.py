@@ -37,6 +37,7 @@ from flashvideo.config import (
     TextEncoderConfig,
     TransformerConfig,
     VaeConfig,
+    WatchConfig,
 )
 from pipelines.recipe import Recipe, RuntimeConfig
 
@@ -136,7 +137,7 @@ def _stage2() -> Stage2Config:
             ),
         ),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=5, schedule="cosine", clip_grad_norm=1.0),
-        engine=CPU_ENGINE,
+        engine=CPU_ENGINE.model_copy(update={"watch": WatchConfig(sample_every=1_000, samples=1)}),  # a sheet at the end of each phase
         time_shift=2.5,  # as in sampling: the four Euler steps all start at t <= 0.55
         validation_samples=4,
     )

@@ -14,7 +14,7 @@ ENGINE = EngineConfig(
     memory_check=True,  # the largest batch comes after 55,000 iterations
     loader_workers=2,
     async_checkpoints=True,
-    watch=WatchConfig(tensorboard=True, validate_every=1_000, noise_step_bins=True, peak_teraflops=989),  # H200, bf16
+    watch=WatchConfig(tensorboard=True, validate_every=1_000, sample_every=1_000, noise_step_bins=True, peak_teraflops=989),  # H200, bf16
 )
 """How a run of days is watched and kept going; none of it changes a sample or a draw."""
 

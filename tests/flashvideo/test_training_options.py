@@ -5,13 +5,15 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_training import TINY, MadeUpLatents, Run, engine_config, loss_lines, losses_of, run_rank, weight_digests
 from torch import Tensor, nn
 
-from flashvideo.config import EngineConfig, OptimizerConfig, TransformerConfig
+from flashvideo.config import EngineConfig, LoraConfig, OptimizerConfig, Stage1Config, TransformerConfig
 from flashvideo.models.transformer import CogVideoXTransformer
 from flashvideo.objectives.flow_matching import FlowMatchingObjective
 from flashvideo.training.activations import prepare_blocks
@@ -20,6 +22,7 @@ from flashvideo.training.engine import Engine, joined
 from flashvideo.training.metrics import Validation, read_losses, sharpness, validate
 from flashvideo.training.pieces import write_pieces
 from flashvideo.training.prefetch import Prefetcher
+from flashvideo.training.stage1 import scale_warning
 from flashvideo.training.stage2 import flow_bins
 from flashvideo.training.throughput import model_flops, throughput
 from orchestration.cost import train_flops
@@ -402,3 +405,39 @@ def test_validations_and_scalars_are_written_at_intervals_and_cut_by_a_resume(tm
         assert shown == pytest.approx({line[2]: line[3] for line in loss_lines(tmp_path, phase)})
         assert [event.step for event in events.Scalars("std_ratio/t 0.5")][-1] == 6
         assert all(event.value > 0 for event in events.Scalars("train/tokens_per_s"))
+
+
+def test_sheets_of_samples_are_made_at_intervals_and_change_no_weight(tmp_path: Path, plain: Path) -> None:
+    """Every 4 of 6 train_steps and at the end; two rows of degraded, enhanced, true, each 4 x 6 here (one pixel a latent)."""
+    shapes = []
+
+    def first_frame(latents: Tensor) -> np.ndarray:
+        shapes.append(tuple(latents.shape))
+        grey = (latents[0, 0, 0].clamp(-1, 1) * 127 + 128).byte().numpy()
+        return np.repeat(grey[:, :, None], 3, axis=2)
+
+    config = engine_config(1, 2, watch={"sample_every": 4, "samples": 2})
+    run_rank(2, tmp_path, config, tmp_path / "meeting", first_frame=first_frame)
+    assert same_as(plain, tmp_path)
+    for phase in ("images", "mixed"):
+        assert sorted(path.name for path in (tmp_path / phase / "samples").iterdir()) == ["step-00000004.jpg", "step-00000006.jpg"]
+    with Image.open(tmp_path / "mixed" / "samples" / "step-00000006.jpg") as sheet:
+        assert sheet.size == (3 * 6, 2 * 4)
+    assert set(shapes) == {(1, 1, 16, 4, 6)} and len(shapes) == 4 * 2 * 3
+
+
+def test_sheets_need_a_decoder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"sample_every needs the autoencoder"):
+        run_rank(2, tmp_path, engine_config(1, 2, watch={"sample_every": 4}), tmp_path / "meeting")
+
+
+def test_adapters_with_too_large_an_update_are_warned_of() -> None:
+    """alpha 64 at rank 128 is 64 times the released 1/128; a random base has nothing to lose."""
+    released = Stage1Config(base_weights="weights")
+    assert scale_warning(released) is None
+    large = released.model_copy(update={"lora": LoraConfig(rank=128, alpha=64)})
+    assert "64 times as far" in (scale_warning(large) or "")
+    assert scale_warning(large.model_copy(update={"base_weights": None})) is None
+    assert scale_warning(large.model_copy(update={"full_finetune": True})) is None
+    slower = OptimizerConfig(learning_rate=4e-6)
+    assert scale_warning(large.model_copy(update={"optimizer": slower})) is None

@@ -42,6 +42,7 @@ from flashvideo.training.batches import LatentSample, Modality, seeded
 from flashvideo.training.engine import joined
 from flashvideo.training.loop import Progress
 from flashvideo.training.metrics import read_losses
+from flashvideo.training.sheets import FirstFrame
 from flashvideo.training.stage1 import train_stage1
 from flashvideo.training.stage2 import Phase, train_stage2
 
@@ -128,6 +129,7 @@ def run_rank(
     progress: Progress = lambda *state: None,
     poisoned: bool = False,
     ema_decay: float | None = None,
+    first_frame: FirstFrame | None = None,
 ) -> None:
     """Trains as one rank of the group that meets in a file, a new one each time."""
     with joined(config, rank, config.num_ranks, f"file://{meeting}") as ranks:
@@ -137,7 +139,7 @@ def run_rank(
         else:
             settings = stage2_config(config, ema_decay=ema_decay)
             phases = [Phase(entry, folder / entry.name, train) for entry in settings.phases]
-            train_stage2(settings, 0, phases, held_out, folder, ranks, progress)
+            train_stage2(settings, 0, phases, held_out, folder, ranks, progress, first_frame)
 
 
 # ------------------------------------------------------------------------------------------------- ranks as processes

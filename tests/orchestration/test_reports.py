@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 import subprocess
@@ -192,6 +193,9 @@ def finish_jobs(workspace: Workspace, recipe: Recipe, count: int) -> None:
             write_training(
                 folder / "stage2", "stage2", {"image_patches": 120, "mixed_patches": 200, "full_resolution": 40, "preference": 10}
             )
+        if spec.name == "train_stage2":
+            (folder / "samples").mkdir(exist_ok=True)
+            Image.new("RGB", (96, 32), (0, 200, 0)).save(folder / "samples" / "2-mixed_patches-step-00000160.jpg")
         if spec.name == "evaluate":
             (folder / "results.json").write_text(results().model_dump_json())
             (folder / "pictures").mkdir(exist_ok=True)
@@ -310,6 +314,15 @@ def test_pictures_are_inlined_whole(whole: tuple[Workspace, Recipe, str]) -> Non
     section = text[text.index('id="pictures"') : text.index('id="evaluation"')]
     (data,) = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', section)
     assert base64.b64decode(data)[:2] == b"\xff\xd8" and "Top to bottom: frame 0; frame 4." in section
+
+
+def test_samples_of_training_stand_in_its_section(whole: tuple[Workspace, Recipe, str]) -> None:
+    _, _, text = whole
+    section = text[text.index('id="training"') : text.index('id="pictures"')]
+    assert "Stage II, mixed_patches</b> after 160 train_steps" in section
+    (data,) = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', section)
+    with Image.open(io.BytesIO(base64.b64decode(data))) as sheet:
+        assert sheet.size == (96, 32)
 
 
 def test_the_headline_is_light_and_flat(whole: tuple[Workspace, Recipe, str]) -> None:

@@ -12,7 +12,7 @@ from trained_root import moving_texture
 
 from curation.schema import TABLES
 from curation.store import Store
-from flashvideo.config import FrameShape, PhaseConfig
+from flashvideo.config import FrameShape, PhaseConfig, WatchConfig
 from flashvideo.video_files import write_video
 from pipelines.artifacts import Report, Workspace
 from pipelines.job import JobContext, Progress
@@ -47,7 +47,11 @@ def latent_recipe(**fields: Any) -> Recipe:
         }
     )
     stage2 = recipe.stage2.model_copy(
-        update={"phases": phases, "transformer": recipe.stage2.transformer.model_copy(update=tiny), "engine": engine}
+        update={
+            "phases": phases,
+            "transformer": recipe.stage2.transformer.model_copy(update=tiny),
+            "engine": engine.model_copy(update={"watch": WatchConfig(sample_every=100, samples=1)}),
+        }
     )
     latents = recipe.latents.model_copy(update={"patches_per_clip": 2, "video_frames_as_images": True, "shard_bytes": 200_000})
     text_encoder = recipe.text_encoder.model_copy(update={"max_length": 16})

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from latent_root import FULL, TAG, context_of, finish, latent_recipe, make_latent_root
+from PIL import Image
 from safetensors.torch import load_file
 
 from curation.store import Store
@@ -115,6 +117,13 @@ def test_stage2_trains_its_phases_and_a_changed_last_phase_keeps_the_others(root
     assert [line["phase"] for line in lines] == ["images"] * 3 + ["patches"] * 3 + ["preference"] * 4
     assert load_transformer(context.folder / "stage2").config.noise_strength_embedding
     assert list(report.headline["validation_by_phase"]) == ["images", "patches", "preference"]
+    sheets = sorted(path.name for path in (context.folder / "samples").iterdir())
+    assert sheets == ["1-images-step-00000003.jpg", "2-patches-step-00000003.jpg", "3-preference-step-00000004.jpg"]
+    with Image.open(context.folder / "samples" / sheets[-1]) as sheet:  # degraded, enhanced, true
+        pixels = np.asarray(sheet.convert("RGB")).astype(float)
+    assert pixels.shape == (FULL.height, 3 * FULL.width, 3)
+    degraded, _, true = np.split(pixels, 3, axis=1)
+    assert np.abs(np.diff(true, axis=1)).mean() > 1.2 * np.abs(np.diff(degraded, axis=1)).mean()
 
     longer = RECIPE.stage2.phases[-1].model_copy(update={"iterations": 5})
     changed = latent_recipe(stage2=RECIPE.stage2.model_copy(update={"phases": (*RECIPE.stage2.phases[:-1], longer)}))
