@@ -189,8 +189,8 @@ def _training(page: Page, workspace: Workspace, states: list[JobState]) -> None:
 def _sheets(folder: Path | None, title: str) -> list[dict[str, str]]:
     """The sheet of held-out samples of each phase, inlined."""
     found = []
-    for path in sorted((folder / "samples").glob("*.jpg")) if folder is not None else []:
-        _, phase, _, step = path.stem.split("-")
+    for path in sorted((folder / "samples").glob("*-step-*.jpg")) if folder is not None else []:
+        phase, step = path.stem.split("-", 1)[1].rsplit("-step-", 1)
         about = f"after {int(step)} train_steps; first frames of held-out clips: degraded, enhanced in 4 steps, true"
         found.append({"title": f"{title}, {phase}", "about": about, "image": data_url(path, SHEET_WIDTH_PX)})
     return found
