@@ -40,6 +40,7 @@ def main() -> int:
             expected = (number + 1) * arguments.writers * arguments.turns * ROWS + SHARED
             faults = [*found.faults, *([] if found.rows == expected else ["rows are not as expected"])]
             rows.append([number + 1, found.victim, found.moment, found.readings, found.rows, expected, "; ".join(faults) or "none"])
+            print(f"  round {number + 1}: {rows[-1][-1]}, {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
         versions = store.version("clips")
     print_table(rows)
     bad = sum(row[-1] != "none" for row in rows[1:])

@@ -6,11 +6,11 @@ They stand in the lineage of what is written, so exactly that is stale, and in t
 from __future__ import annotations
 
 PROBE_VERSION = "1"
-PASS_VERSION = "1"
+PASS_VERSION = "2"
 """Of tracks and clips."""
 SCORE_VERSIONS = {
     "health": "1",
-    "motion_proxy": "4",
+    "motion_proxy": "5",
     "motion_raft": "1",
     "aesthetic_proxy": "1",
     "aesthetic": "1",

@@ -171,7 +171,9 @@ def _stop_inside(pid: int, table: Path, manifests: set[Path], files: set[Path], 
     process = psutil.Process(pid)
     while True:
         os.kill(pid, signal.SIGSTOP)
-        while process.status() != psutil.STATUS_STOPPED:  # every thread has stopped
+        while (status := process.status()) != psutil.STATUS_STOPPED:  # every thread has stopped
+            if status == psutil.STATUS_ZOMBIE:  # through with all of its work meanwhile
+                return None
             time.sleep(0.0001)
         if _manifests(table) != manifests:
             os.kill(pid, signal.SIGCONT)

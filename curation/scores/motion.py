@@ -253,7 +253,7 @@ class DisFlow:
     """Mean belief that the finer picture must earn to replace the coarser one's answer; noise is less there."""
     SATURATION = 2.0
     """A coarser place counts fully once half of it is believed."""
-    SMALL_PX = 1.0
+    SMALL_PX = 2.0
     DEFORMING_PX = 8.0
     """Difference between the camera's motion at the picture's edge and at its centre from which it is taken out first."""
     ROUNDS = 2
