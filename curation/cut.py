@@ -45,6 +45,10 @@ class CutTask:
     """Made atomically. Videos are MP4 whatever its suffix."""
     mode: str
     """copy: copied where that is possible, else encoded, with the reason. encode: always encoded."""
+    short_side_px: int | None = None
+    """Encoded pictures are made at most this large, for looking at only, with sides that 4:2:0 takes. None: the source's own size."""
+    quality: tuple[int, str] = (CRF, PRESET)
+    """CRF and preset of libx264."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ def _cut_video(task: CutTask, part: Path) -> dict[str, Any]:
 
 def _copy(task: CutTask, part: Path) -> tuple[str, int]:
     """(codec, length of the lead-in in us). Raises CannotCopyError."""
+    entry_us = _entry_us(task)
     with open_media(task.uri) as (source, stream):
         codec = stream.codec_context.name
         if codec not in COPIED_CODECS:
@@ -109,8 +114,19 @@ def _copy(task: CutTask, part: Path) -> tuple[str, int]:
             lead_in = _copy_packets(source, stream, start, end, part)
         except av.error.FFmpegError as error:
             raise CannotCopyError(f"its packets cannot be copied: {error.strerror}") from None
+    if round((start - lead_in) / ticks * MICROSECONDS) > entry_us + TIME_TOLERANCE_US:
+        raise CannotCopyError("the key frame before it does not decode by itself")
     _trim_edit_list(part, task.end_us - task.start_us)
     return codec, round(lead_in / ticks * MICROSECONDS)
+
+
+def _entry_us(task: CutTask) -> int:
+    """Where decoding has to begin for the clip's pictures to be whole; some files mark frames as key that are none."""
+    with open_media(task.uri) as (source, stream):
+        first = next((event for event in decode_from(source, stream, task.start_us) if event.frame is not None), None)
+    if first is None:
+        raise CannotCopyError("no picture of it decodes")
+    return first.time_us
 
 
 def _copy_packets(source: Any, stream: Any, start: int, end: int, part: Path) -> int:
@@ -176,11 +192,11 @@ def _encode(task: CutTask, part: Path) -> tuple[int, str]:
             if event.time_us >= task.end_us:
                 break
             geometry = frame_geometry(event.frame, stream)
-            size = geometry.display_size(event.frame.width, event.frame.height)
+            size = _shown_size(geometry.display_size(event.frame.width, event.frame.height), task.short_side_px)
             stored = size[::-1] if geometry.rotation_deg in (90, 270) else size
             picture = geometry.rotate(picture_of(event.frame).to_rgb(*stored))
             if written is None:
-                written, encoder = _h264(target, stream, size)
+                written, encoder = _h264(target, stream, size, task.quality)
             shown = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
             shown = shown.reformat(format=written.pix_fmt, dst_colorspace="ITU709")
             shown.pts, shown.time_base = round((event.time_us - task.start_us) * TICKS_HZ / MICROSECONDS), Fraction(1, TICKS_HZ)
@@ -192,12 +208,20 @@ def _encode(task: CutTask, part: Path) -> tuple[int, str]:
     return frames, encoder
 
 
-def _h264(target: Any, stream: Any, size: tuple[int, int]) -> tuple[Any, str]:
+def _shown_size(size: tuple[int, int], short_side_px: int | None) -> tuple[int, int]:
+    """Width and height to encode at; even where a limit is given, whether or not it is reached."""
+    if short_side_px is None:
+        return size
+    scale = min(1.0, short_side_px / min(size))
+    return max(2, 2 * round(size[0] * scale / 2)), max(2, 2 * round(size[1] * scale / 2))
+
+
+def _h264(target: Any, stream: Any, size: tuple[int, int], quality: tuple[int, str]) -> tuple[Any, str]:
     written = target.add_stream("libx264", rate=stream.average_rate or 25)
     written.width, written.height = size
     written.pix_fmt = "yuv444p" if size[0] % 2 or size[1] % 2 else "yuv420p"  # 4:2:0 needs even sides
     written.time_base = written.codec_context.time_base = Fraction(1, TICKS_HZ)
     written.codec_context.colorspace = 1
     written.codec_context.thread_count = ENCODER_THREADS
-    written.options = {"crf": str(CRF), "preset": PRESET}
-    return written, f"libx264 crf {CRF} {PRESET}, {written.pix_fmt} 8 bit, BT.709"
+    written.options = {"crf": str(quality[0]), "preset": quality[1]}
+    return written, f"libx264 crf {quality[0]} {quality[1]}, {written.pix_fmt} 8 bit, BT.709"

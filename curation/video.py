@@ -466,7 +466,9 @@ def decode_from(container: Any, stream: Any, start_us: int) -> Iterator[Decoded]
             container.seek(int(Fraction(start_us, MICROSECONDS) / stream.time_base), backward=True, stream=stream)
             events = decode_media(container, stream)
             first = next((event for event in events if event.frame is not None and not event.corrupt), None)
-            if first is not None and first.time_us <= start_us + TIME_TOLERANCE_US:
+            # a "key frame" that is none leaves pictures without their references, and not all of them are flagged
+            whole = first is not None and first.frame is not None and first.frame.key_frame
+            if first is not None and whole and first.time_us <= start_us + TIME_TOLERANCE_US:
                 yield first
                 yield from events
                 return

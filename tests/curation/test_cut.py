@@ -105,3 +105,17 @@ def test_images_stay_as_they_are_and_failures_leave_nothing(tmp_path: Path) -> N
     with pytest.raises(MediaError, match="does not exist"):
         cut_clip(CutTask(str(tmp_path / "gone.png"), "image", 0, 0, tmp_path / "out" / "none.png", "copy"))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["still.png"]
+
+
+@pytest.mark.corpus
+@pytest.mark.skipif(not CORPUS.is_dir(), reason="no corpus beside the repository")
+@pytest.mark.parametrize("mode", ["copy", "encode"])
+def test_a_key_frame_that_is_none_makes_no_green_pictures(tmp_path: Path, mode: str) -> None:
+    """The frame at 7.25 s of this film is marked as key and refers to others: read from there, all of its end is green."""
+    source = CORPUS / "real" / "cockatoo_720p.mp4"
+    cut = cut_clip(CutTask(str(source), "video", 12_500_000, 12_700_000, tmp_path / "clip.mp4", mode, 180))
+    wanted = [picture.mean(axis=(0, 1)) for picture in shown(source, 12_500_000, 12_700_000)[1]]
+    found = [picture.mean(axis=(0, 1)) for picture in shown(tmp_path / "clip.mp4")[1]]
+    assert cut.method == "encoded" and len(found) == len(wanted) == 4
+    assert np.abs(np.array(found) - wanted).max() < 3
+    assert cut.why_encoded == (None if mode == "encode" else "the key frame before it does not decode by itself")
