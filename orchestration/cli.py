@@ -176,6 +176,35 @@ def diff(
     print(found if format == "table" else json.dumps(asdict(found), indent=1, ensure_ascii=False))
 
 
+@app.command()
+def review(
+    where: Annotated[str, typer.Argument(help="Filter over the clips to label.")] = "state = 'kept'",
+    annotator: Annotated[str | None, typer.Option(metavar="NAME", help="Who labels. Default: the user's name.")] = None,
+    kind: Annotated[str, typer.Option(metavar="keep|pair", help="One clip at a time, or two to compare.")] = "keep",
+    order: Annotated[
+        str, typer.Option(metavar="uncertain|diverse|COLUMN", help="What comes first; --order=-aesthetic: the highest.")
+    ] = "uncertain",
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Choose from at most this many clips.")] = None,
+    summary: Annotated[bool, typer.Option("--summary", help="Print who labelled what and how far they agree; start nothing.")] = False,
+    host: Annotated[str, typer.Option(help="Address to listen on; beyond loopback the page wants the printed key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: a free one.")] = 0,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
+    root: RootOption = None,
+) -> None:
+    """Label clips for the preference subset in the browser: keep, drop, compare; browse any query. Ctrl-C ends.
+
+    \b
+    flashvideo review --root runs/debug
+    flashvideo review "motion_proxy >= 2" --order=-aesthetic_proxy --limit 500 --annotator anna
+    flashvideo review --kind pair
+    flashvideo review --summary
+    """
+    from orchestration.review import run_review
+
+    loaded, workspace = _given(None, None, root, None)
+    run_review(loaded, workspace, where, annotator, kind, order, limit, summary, host, port, not no_browser)
+
+
 @train_app.callback()
 def train(
     context: typer.Context,

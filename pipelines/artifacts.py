@@ -150,6 +150,10 @@ class Workspace:
             from curation.captions.sidecar import sidecar_listing
 
             facts.append(sidecar_listing(f.uri for f in list_sources(self.sources(recipe)).files))
+        if spec.name == "select" and recipe.curation.policy.preference_subset == "labels":
+            from curation.review.labels import labels_digest
+
+            facts += [digest] if (digest := labels_digest(self.store)) else []
         return fingerprint(*facts)
 
     def states(self, recipe: Recipe, targets: Sequence[str]) -> list[JobState]:
