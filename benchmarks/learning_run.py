@@ -4,10 +4,10 @@
     .venv/bin/python benchmarks/learning_run.py --root ROOT --model "pixel + latent=ROOT/logs/A/recipe.json@48d39ccebf75c0c5" \\
         --model "pixel only=ROOT/logs/B/recipe.json"
 
-Without --model: the newest finished training with latent degradation and the newest without, found by the recipes of the
-root's runs. `@FINGERPRINT` names a folder of artifacts/train_stage2 whatever the code's settings are now. Prints the loss
-by bin, and sharpness over truth's, PSNR and frame metrics by NFE, guidance and noise step; writes pictures, tables and a
-page under ROOT/sweep/learning/. A relaunch goes on where it stopped.
+Without --model: the newest finished training with latent degradation and the newest without, by the recipes and logs of
+the root's runs. `@FINGERPRINT` names a folder of artifacts/train_stage2 whatever the code's settings are now. Prints the
+loss by bin, and sharpness over truth's, PSNR and frame metrics by NFE, guidance and noise step; writes pictures, tables and
+a page under ROOT/sweep/learning/. A relaunch goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,23 +52,38 @@ class Model:
     def fingerprint(self) -> str:
         return self.trained.reports["train_stage2"].fingerprint
 
+    @property
+    def folder(self) -> Path:
+        """Its results."""
+        return self.trained.folder / "learning" / "-".join(re.findall(r"\w+", self.label))
+
 
 def models_of(root: Path, named: list[str]) -> list[Model]:
-    """The models that are named, or one of each degradation. Raises SystemExit with one line."""
+    """The models that are named, or the newest of each degradation. Raises SystemExit with one line."""
     workspace = Workspace(root)
     if named:
         return [_named(workspace, text) for text in named]
     found: dict[str, Model] = {}
     for path in sorted(root.glob("logs/*/recipe.json")):
+        fingerprint = trained_in(path.parent)
+        if fingerprint is None or not (workspace.folder("train_stage2", fingerprint) / "report.json").is_file():
+            continue
         try:
             recipe = load(str(path))
             label = "pixel + latent" if recipe.stage2.latent_degradation else "pixel only"
-            found[label] = _model(label, Trained.of(recipe, workspace))
+            found[label] = _model(label, Trained.at(recipe, workspace, fingerprint))
         except (UserError, RecipeError) as error:
             print(f"{path}: {error}", file=sys.stderr)
     if not found:
-        raise SystemExit(f"{root} holds no finished Stage II that its runs' recipes name; give --model LABEL=RECIPE@FINGERPRINT")
+        raise SystemExit(f"no run of {root} has trained a Stage II to its end; give --model LABEL=RECIPE@FINGERPRINT")
     return [found[label] for label in sorted(found, reverse=True)]
+
+
+def trained_in(logs: Path) -> str | None:
+    """The Stage II that a run trained or found trained, by its log; the code may have changed since."""
+    log = logs / "train_stage2.log"
+    said = re.findall(r"train_stage2 (?:starts|is done already) \((\w+)\)", log.read_text()) if log.is_file() else []
+    return str(said[-1]) if said else None
 
 
 def _named(workspace: Workspace, text: str) -> Model:
@@ -91,7 +107,7 @@ def _model(label: str, trained: Trained) -> Model:
 def swept(model: Model) -> dict[SweepName, SweepResults]:
     """Every sweep of one model; the noise step of a model without latent noise is no setting."""
     names = SWEEPS if model.trained.recipe.stage2.latent_degradation else SWEEPS[:2]
-    out = model.trained.folder / "learning" / model.label.replace(" ", "-")
+    out = model.folder
     plans, left_out = plans_of(names, model.trained, {}, out)
     for line in left_out:
         print(line, file=sys.stderr)
@@ -122,7 +138,7 @@ def sweep_table(name: SweepName, models: list[Model], results: dict[str, dict[Sw
     shown = [model for model in models if name in results[model.label]]
     first = results[shown[0].label][name]
     metrics = list(first.rows[0].quality.metrics)
-    own = ["sharpness", "PSNR dB", *metrics, "s/video"]
+    own = ["sharpness", "PSNR dB", *metrics]
     groups = [(group, metric) for group in first.published for metric in PAPER_SHAPE]
     head = [first.setting, *(f"{model.label}: {column}" for model in shown for column in own)]
     rows: Rows = [[*head, *(f"paper {group} {metric}".replace("  ", " ") for group, metric in groups)]]
@@ -139,10 +155,9 @@ def sweep_table(name: SweepName, models: list[Model], results: dict[str, dict[Sw
 
 def _numbers(row: SweepRow | None, metrics: list[str]) -> list[object]:
     if row is None:
-        return ["–"] * (3 + len(metrics))
+        return ["–"] * (2 + len(metrics))
     quality = row.quality
-    seconds = row.time.enhance_s if row.time else None
-    values = [quality.gradient_ratio, quality.psnr_db, *(quality.metrics.get(name) for name in metrics), seconds]
+    values = [quality.gradient_ratio, quality.psnr_db, *(quality.metrics.get(name) for name in metrics)]
     return ["–" if value is None else value for value in values]
 
 
@@ -170,12 +185,41 @@ def page_of(models: list[Model], results: dict[str, dict[SweepName, SweepResults
                 label = FIDELITY.get(metric, metric.upper())
                 part.charts.append(Chart(label, marked_svg(curves, first.setting, label), label))
         for model in shown:
-            folder = root / "sweep" / "learning" / model.label.replace(" ", "-") / name
             own = results[model.label][name].model_dump(mode="json")
-            part.strips += strips_of(folder, [{**strip, "about": f"{model.label}: {strip['about']}"} for strip in own["strips"][:2]])
+            part.strips += strips_of(
+                model.folder / name, [{**strip, "about": f"{model.label}: {strip['about']}"} for strip in own["strips"][:2]]
+            )
         parts.append(part)
     about = [f"{model.label}: {model.iterations} train_steps, train_stage2/{model.fingerprint}" for model in models]
     return Page(f"What the trainings of {root.name} learned", parts, about, "Paper: FlashVideo, arXiv 2502.05179.")
+
+
+def write_pictures(models: list[Model], results: dict[str, dict[SweepName, SweepResults]]) -> list[Path]:
+    """One PNG a pictured clip: a row a model (NFE 1, 2, 4, 8), and below them input, autoencoder, truth, strongest guidance."""
+    from flashvideo.video_files import grid, write_picture
+
+    written = []
+    first = results[models[0].label]["nfe"]
+    for strip in first.strips:
+        tiles = {model.label: _tiles(model, results[model.label]["nfe"], strip.item) for model in models}
+        last = models[-1]
+        guided = _tiles(last, results[last.label]["guidance"], strip.item)
+        own = tiles[last.label]
+        rows = [[found[label] for label in ("1", "2", "4", "8")] for found in tiles.values()]
+        rows.append([own["input"], own["codec"], own["truth"], guided[f"{max(VALUES.guidance):g}"]])
+        path = last.trained.folder / "learning" / f"{strip.item}.png"
+        write_picture(path, grid(rows))
+        written.append(path)
+    return written
+
+
+def _tiles(model: Model, results: SweepResults, item: str) -> dict[str, Any]:
+    """Label -> picture, H W C."""
+    import numpy as np
+    from PIL import Image
+
+    strip = next(strip for strip in results.strips if strip.item == item)
+    return {label: np.asarray(Image.open(model.folder / results.name / file).convert("RGB")) for label, file in strip.tiles}
 
 
 def marked_svg(curves: list[Any], x_label: str, y_label: str) -> Any:
@@ -214,6 +258,8 @@ def main() -> None:
             tables[name] = sweep_table(name, models, results)
             print_table(tables[name])
     page = write_page(page_of(models, results, tables, root), root / "sweep" / "learning" / "index.html")
+    for path in write_pictures(models, results):
+        print(f"picture: {path} (rows: {', '.join(model.label for model in models)} at NFE 1, 2, 4, 8; input, codec, truth, guided)")
     print(f"page: {page}")
 
 

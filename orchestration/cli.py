@@ -358,6 +358,10 @@ def sweep(
     recipe: RecipeOption = None,
     overrides: SetOption = None,
     root: RootOption = None,
+    stage2: Annotated[
+        str | None,
+        typer.Option("--stage2", metavar="FINGERPRINT", help="A finished folder of artifacts/train_stage2 that the recipe names no more."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every cell with its estimated cost; start nothing.")] = False,
 ) -> None:
     """Vary one setting of the root's trained Stage II; tabulate it as the paper does (Tables 2, 3, 5, 7-10).
@@ -377,7 +381,10 @@ def sweep(
 
     loaded, workspace = _given(recipe, overrides, root, None)
     _need_root(workspace)
-    raise typer.Exit(run_sweep(loaded, workspace, name, values, folders or [], dry_run))
+    options = [word for folder in folders or [] for word in ("--folder", folder)]
+    options += ["--values", values] if values is not None else []
+    options += ["--stage2", stage2] if stage2 is not None else []
+    raise typer.Exit(run_sweep(loaded, workspace, name, options, dry_run))
 
 
 @app.command()

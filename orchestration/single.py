@@ -48,11 +48,9 @@ def enhance_videos(recipe: Recipe, workspace: Workspace, videos: Sequence[Path],
     return _foreground([*command, "--recipe", str(recipe_file), *tail], workspace.root)
 
 
-def run_sweep(recipe: Recipe, workspace: Workspace, name: str, values: str | None, folders: Sequence[str], dry_run: bool) -> int:
+def run_sweep(recipe: Recipe, workspace: Workspace, name: str, options: Sequence[str], dry_run: bool) -> int:
     """Sweeps the root's trained Stage II and makes the page of each sweep; returns the exit code. Raises UserError."""
-    command = [sys.executable, "-m", "pipelines.sweep", name, "--root", str(workspace.root)]
-    command += ["--values", values] if values is not None else []
-    command += [word for folder in folders for word in ("--folder", folder)]
+    command = [sys.executable, "-m", "pipelines.sweep", name, "--root", str(workspace.root), *options]
     if dry_run:
         with _passing_recipe(recipe) as file:
             return _foreground([*command, "--recipe", file, "--dry-run"], workspace.root)

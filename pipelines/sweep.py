@@ -263,6 +263,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     made.add_argument("--values", help="instead of the recipe's (sweep.nfe, ...): 1,2,4, or 256x448,336x592 for resolution")
     made.add_argument("--folder", action="append", default=[], metavar="LABEL=DIR", help="another tool's videos, a column of enhancers")
+    made.add_argument("--stage2", metavar="FINGERPRINT", help="a finished folder of artifacts/train_stage2 that the recipe names no more")
     made.add_argument("--dry-run", action="store_true", help="print every cell with its estimated cost; start nothing")
     return made
 
@@ -276,7 +277,11 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.folder and "enhancers" not in names:
         raise UserError(f"--folder is a column of the sweep enhancers; {arguments.name} has none")
     folders = parse_folders(arguments.folder)
-    trained = Trained.of(recipe, Workspace(arguments.root), needs_generate=names == ("stages",))
+    workspace = Workspace(arguments.root)
+    if arguments.stage2 is not None:
+        trained = Trained.at(recipe, workspace, arguments.stage2)
+    else:
+        trained = Trained.of(recipe, workspace, needs_generate=names == ("stages",))
     plans, left_out = plans_of(names, trained, folders)
     if not plans:
         raise UserError("; ".join(left_out))

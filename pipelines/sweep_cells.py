@@ -119,7 +119,7 @@ class Trained:
             elif name not in ("generate", "train_stage1"):
                 raise UserError(
                     f"{name} is not done in {workspace.root} with this recipe, so there is no Stage II to sweep; run: flashvideo train "
-                    f"stage2 --root {workspace.root}"
+                    f"stage2 --root {workspace.root}{_finished_ones(workspace)}"
                 )
         return cls(recipe, workspace, reports)
 
@@ -139,6 +139,12 @@ class Trained:
     def context(self) -> JobContext:
         """What the evaluate job's functions want; its folder is the sweeps'."""
         return JobContext(self.recipe, self.workspace, job_spec("evaluate"), "", self.folder, Progress(None, "sweep"), self.reports)
+
+
+def _finished_ones(workspace: Workspace) -> str:
+    """What --stage2 may name, in words; empty where nothing is finished."""
+    found = sorted(path.parent.name for path in (workspace.root / "artifacts" / "train_stage2").glob("*/report.json"))
+    return f" (or name one that is finished: --stage2 {' or '.join(found)})" if found else ""
 
 
 # ---- items -----------------------------------------------------------------------------------------------------------
@@ -161,7 +167,7 @@ def choose_items(trained: Trained) -> tuple[tuple[Item, ...], str]:
     items = tuple(
         Item(
             name=clip["clip_id"],
-            about=clip["caption"] or Path(clip["uri"]).name,
+            about=": ".join(text for text in (Path(clip["uri"]).name, clip["caption"]) if text),
             text=clip["caption"] or "",
             seed=item_seed("evaluate", recipe.seed, recipe.evaluation.seed, clip["clip_id"]),
             clip=clip,

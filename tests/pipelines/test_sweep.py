@@ -257,6 +257,19 @@ def test_an_untrained_root_is_a_mistake(trained: Trained, tmp_path: Path) -> Non
         Trained.of(trained.recipe, Workspace(tmp_path / "empty"))
 
 
+def test_a_finished_stage2_that_the_recipe_names_no_more_goes_by_its_fingerprint(trained: Trained) -> None:
+    other = trained.recipe.model_copy(update={"stage2": trained.recipe.stage2.model_copy(update={"seed": 77})})
+    fingerprint_of = trained.reports["train_stage2"].fingerprint
+    with pytest.raises(UserError, match=f"no Stage II to sweep.*--stage2 {fingerprint_of}"):
+        Trained.of(other, trained.workspace)
+    found = Trained.at(other, trained.workspace, fingerprint_of)
+    assert {name: found.reports[name] for name in ("select", "precompute_latents", "train_stage2")} == {
+        name: trained.reports[name] for name in ("select", "precompute_latents", "train_stage2")
+    }
+    with pytest.raises(UserError, match=r"train_stage2 is not finished.*0123456789abcdef"):
+        Trained.at(other, trained.workspace, "0123456789abcdef")
+
+
 # ---- the generate job's videos ---------------------------------------------------------------------------------------
 
 
