@@ -582,7 +582,15 @@ class EvaluationConfig(Settings):
     downscale: float = 8.0
     """Degradation of the held-out clips: antialiased bilinear down by this factor and up again."""
     frame_metrics: tuple[str, ...] = ("piqe",)
-    """pyiqa metric names."""
+    """pyiqa metric names; the paper's are musiq, maniqa, clipiqa and niqe."""
+    frame_weights: str | None = None
+    """Folder of the metrics' files (flashvideo/evaluation/networks/frame_metrics.py); None: pyiqa downloads what it lacks."""
+    frame_stride: int = Field(default=1, ge=1)
+    """Every n-th frame enters the frame metrics; recorded with the numbers."""
+    dover: Literal["none", "stand_in", "command"] = "none"
+    """Who gives DOVER's raw scores: nobody, a closed form that means nothing, or `dover_command`."""
+    dover_command: tuple[str, ...] = ()
+    """Program and arguments; with a video's path behind them it prints [raw aesthetic, raw technical]."""
     sharpness_band: tuple[float, float] = (0.85, 1.25)
     """Gate of the debug run: mean gradient magnitude of the enhanced clips over truth's."""
     psnr_margin_db: float = 3.0

@@ -183,6 +183,14 @@ class WantedWeights:
 
 
 SAFETENSORS = ("config.json", "*.safetensors")
+FRAME_WEIGHTS = {
+    "musiq": "musiq_koniq_ckpt-e95806b9.pth",
+    "musiq-spaq": "musiq_spaq_ckpt-358bb6af.pth",
+    "maniqa": "ckpt_koniq10k.pt",
+    "clipiqa": "RN50.pt",
+    "niqe": "niqe_modelparameters.mat",
+}
+"""Files of evaluation.frame_metrics in evaluation.frame_weights (flashvideo/evaluation/networks/frame_metrics.py)."""
 
 
 def wanted_weights(recipe: Recipe) -> list[WantedWeights]:
@@ -223,7 +231,17 @@ def wanted_weights(recipe: Recipe) -> list[WantedWeights]:
     if recipe.stage2.init_weights is not None:
         init, without = recipe.stage2.init_weights, "stage2.init_weights=null starts from random weights"
         wanted.append(WantedWeights("stage2.init_weights", init, SAFETENSORS, "THUDM/CogVideoX-2b, transformer/", without))
-    return wanted
+    return wanted + _frame_weights(recipe)
+
+
+def _frame_weights(recipe: Recipe) -> list[WantedWeights]:
+    """Those of the evaluation's frame metrics, where a folder is named."""
+    evaluation = recipe.evaluation
+    files = tuple(FRAME_WEIGHTS[name] for name in evaluation.frame_metrics if name in FRAME_WEIGHTS)
+    if evaluation.frame_weights is None or not files:
+        return []
+    hint = "them (github.com/chaofengc/IQA-PyTorch, release v0.1-weights; RN50.pt: OpenAI's CLIP)"
+    return [WantedWeights("evaluation.frame_weights", evaluation.frame_weights, files, hint, "evaluation.frame_metrics=[piqe]")]
 
 
 def missing_files(wanted: WantedWeights) -> list[str]:
@@ -246,12 +264,26 @@ def _weights(recipe: Recipe) -> Iterator[Finding]:
             yield Finding(entry.key, "missing", f"wanted: {', '.join(missing)}", f"fetch {entry.hint}; without it: {entry.without}")
         else:
             yield Finding(entry.key, "ok", str(entry.path))
-    others = [name for name in (*recipe.curation.quality.metrics, *recipe.evaluation.frame_metrics) if name != "piqe"]
+    mine = recipe.evaluation.frame_metrics if recipe.evaluation.frame_weights is None else ()
+    others = [name for name in (*recipe.curation.quality.metrics, *mine) if name != "piqe"]
     if others:
-        yield Finding("pyiqa metrics", "note", f"{', '.join(sorted(set(others)))} download weights at first use", "piqe needs none")
+        advice = "piqe needs none; evaluation.frame_weights names a folder of " + ", ".join(FRAME_WEIGHTS.values())
+        yield Finding("pyiqa metrics", "note", f"{', '.join(sorted(set(others)))} download weights at first use", advice)
+    yield from _dover(recipe)
+
+
+def _dover(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.evaluation.dover == "command":
+        program = recipe.evaluation.dover_command[0] if recipe.evaluation.dover_command else None
+        found = None if program is None else shutil.which(program)
+        yield Finding(
+            "DOVER", "ok" if found else "missing", found or f"{program} is no program", "evaluation.dover_command runs your own DOVER"
+        )
 
 
 def _data(recipe: Recipe) -> Iterator[Finding]:
+    make = "its environment (6.3 GB) is made by: flashvideo vbench --make-reference DIR"
+    yield Finding("VBench's evaluator", "note", "flashvideo vbench --reference-python DIR/bin/python asks it", make)
     folder = recipe.evaluation.vbench_data
     if folder is None:
         yield Finding("VBench data", "note", "evaluation.vbench_data is not set", "the parts that need prompts are left out, and said so")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     import torch
 
     from flashvideo.cascade import FlashVideoCascade
-    from flashvideo.evaluation.frame_quality import FrameMetrics
+    from flashvideo.evaluation.video_metrics import VideoMetrics
 
 TRUTH, CODEC, INPUT, ENHANCED, UNTRAINED = "truth", "codec", "input", "enhanced", "untrained"
 KINDS = (TRUTH, CODEC, INPUT, ENHANCED, UNTRAINED)
@@ -58,21 +59,19 @@ class Tools:
 
     cascade: FlashVideoCascade
     untrained: FlashVideoCascade
-    metrics: FrameMetrics
+    metrics: VideoMetrics
     device: torch.device
 
 
 def run(context: JobContext) -> Report:
     """Measures, judges, writes results.json. A gate that fails is a row, not an error."""
-    from flashvideo.evaluation.frame_quality import FrameMetrics
-
     recipe = context.recipe
     manifest_folder = context.workspace.folder("generate", context.upstream["generate"].fingerprint)
     videos = read_manifest(manifest_folder)["rows"]
     clips, truth = choose_clips(context)
     device = model_device(recipe)
     cascade = load_cascade(context.workspace, recipe, context.upstream, device)
-    tools = Tools(cascade, untrained_cascade(cascade, context), _metrics(FrameMetrics, context, device), device)
+    tools = Tools(cascade, untrained_cascade(cascade, context), _metrics(context, device), device)
     held_out, failed = _held_out(context, tools, clips, len(clips) + len(videos))
     generated = [_generated(context, tools, manifest_folder, row) for row in _counted(context, videos, len(clips))]
     if not held_out:
@@ -130,9 +129,11 @@ def untrained_cascade(cascade: FlashVideoCascade, context: JobContext) -> FlashV
     )
 
 
-def _metrics(build: type[FrameMetrics], context: JobContext, device: torch.device) -> FrameMetrics:
+def _metrics(context: JobContext, device: torch.device) -> VideoMetrics:
+    from flashvideo.evaluation.video_metrics import VideoMetrics
+
     try:
-        return build(context.recipe.evaluation.frame_metrics, device)
+        return VideoMetrics(context.recipe.evaluation, context.recipe.latents.frame_rate_hz, device)
     except ValueError as error:
         raise UserError(f"evaluation.frame_metrics: {error}") from None
 
@@ -203,9 +204,13 @@ def enhance_truth(context: JobContext, tools: Tools, clip: dict[str, Any], truth
 
 
 def measure(
-    name: str, frames: np.ndarray, metrics: FrameMetrics, truth: np.ndarray | None = None, truth_gradient: float | None = None
+    name: str,
+    frames: np.ndarray,
+    metrics: Callable[[np.ndarray], dict[str, float]],
+    truth: np.ndarray | None = None,
+    truth_gradient: float | None = None,
 ) -> QualityRow:
-    """The row of one video, uint8 T H W C."""
+    """The row of one video, uint8 T H W C. `metrics`: VideoMetrics, or others of the same shape."""
     from flashvideo.evaluation.dimensions.temporal_flickering import temporal_flickering
     from flashvideo.evaluation.frame_quality import mean_gradient_magnitude, psnr_db
 
@@ -330,6 +335,7 @@ def protocol(context: JobContext, tools: Tools, truth: Truth) -> Protocol:
             "psnr_db": "one mean squared error over the clip's frames, peak 255",
             "temporal_flickering": temporal_flickering.VERSION,
         },
+        frame_stride=recipe.evaluation.frame_stride,
         upsampling="Stage I's frames are enlarged to Stage II's size (bilinear, antialiased) before they are scored",
         degradation=(
             f"Truth is shrunk by {recipe.evaluation.downscale:g} and enlarged again (bilinear, antialiased), then enhanced in "

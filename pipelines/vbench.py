@@ -70,7 +70,9 @@ def score_spread(options: argparse.Namespace, judge: Evaluator, items: Sequence[
     tally = judge.evaluate(kept)
     gpus = 1.0 if options.device.startswith("cuda") else 0.0
     workers = Workers(options.backend, options.workers, 1.0, gpus)
-    for done, (index, result) in enumerate(map_tasks(partial(VideoWorker, options, tuple(items)), todo, workers), 1):
+    given = argparse.Namespace(**{name: value.absolute() if isinstance(value, Path) else value for name, value in vars(options).items()})
+    here = [item.model_copy(update={"path": item.path.absolute()}) for item in todo]  # a worker may run in another folder
+    for done, (index, result) in enumerate(map_tasks(partial(VideoWorker, given, tuple(here)), here, workers), 1):
         print(f"\r  {done} of {len(todo)} videos", end="\n" if done == len(todo) else "", file=sys.stderr, flush=True)
         if isinstance(result, WorkerDied):
             name = todo[index].path.name

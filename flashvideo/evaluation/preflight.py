@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ CHOSEN_FRAMES = {
     "overall_consistency": 1,
 }
 """Passes through the network a clip; the other dimensions look at every frame, or at pairs."""
+FLOATS_AT_WORK = 12
+"""Frames as float32 that a flow or an interpolation works with at once, about."""
+ENCODER_PICTURES = 60
+"""Pictures that x264's preset medium holds: 40 ahead, references, threads."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Preflight:
     passes: dict[str, int]
     """Dimension -> frames, pairs or clips through its network."""
     peak_bytes: int
-    """Of pixels held at once, without networks: the chosen frames of the largest video, and two frames a dimension."""
+    """Of pixels held at once by the largest video, without networks, about."""
     problems: tuple[Problem, ...]
 
     def lines(self) -> list[str]:
@@ -117,9 +122,12 @@ def _passes(dimension: str, frames: int, frame_rate_hz: float, protocol: VBenchP
 
 
 def _peak_bytes(item: VideoItem, facts: VideoFacts, protocol: VBenchProtocol) -> int:
+    """Kept frames (uint8, shared), a metric's floats at work, and with re-encoding x264's pictures and those that wait for it."""
     frame = facts.height * facts.width * 3
-    floats = 4 * frame
     chosen = max((CHOSEN_FRAMES.get(name, 0) for name in item.dimensions), default=0)
-    held = 2 * frame * len(item.dimensions) + (min(chosen, 16) * floats if chosen > 1 else 0) + 4 * floats
-    overlapping = 2 if protocol.suite == "vbench_long" else 1
-    return held * overlapping
+    held = (2 + min(chosen, 16, facts.frames)) * frame + FLOATS_AT_WORK * 4 * frame
+    if protocol.re_encode != "none":
+        spans = _spans(item, facts, protocol)
+        waiting = max((one.stop - two.start for one, two in itertools.pairwise(spans)), default=0)
+        held += (min(ENCODER_PICTURES, facts.frames) + max(0, waiting)) * frame // 2
+    return held

@@ -1,7 +1,7 @@
 """Videos for the evaluator: facts without decoding, frames one at a time, clips written again in memory.
 
 Frames are uint8 H W 3 (RGB), decoded by PyAV with one thread: the same pixels as decord's and OpenCV's, which VBench reads
-with. Of several video streams the best counts, as there.
+with. Of several video streams the best counts, as in decord; OpenCV (flickering, motion, dynamic degree there) takes the first.
 """
 
 from __future__ import annotations

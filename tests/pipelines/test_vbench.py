@@ -125,8 +125,7 @@ def test_the_page_stands_alone_and_says_what_stands_in(once: Path) -> None:
     assert "OpenSora" in text and "82.80" in text  # the published rows stand beside
     assert text.count('<div class="clip ') == len(results.extremes)
     assert "a lake-3.mp4" in text and "left out" in text
-    low, high = (100 * results.of("subject_consistency").low if results.of("subject_consistency").low is not None else None, None)
-    assert low is None and high is None  # one prompt has no interval
+    assert results.of("subject_consistency").low is None  # one prompt has no interval
 
 
 def test_a_page_is_made_where_the_command_writes() -> None:
@@ -155,7 +154,8 @@ def test_both_stages_of_a_run_stand_beside_each_other(tmp_path: Path, capsys: py
     page = build_page(out)
     assert page is not None and "Stage by stage" in page.read_text()
     assert page.read_text().count('<div class="picture">') == len(second.of("imaging_quality").videos) == 2
-    assert "VBench of this run's videos, both stages" not in build_report(workspace, recipe).read_text()  # it is not evaluated yet
+    report = build_report(workspace, recipe).read_text()
+    assert "VBench of this run's videos, both stages" in report and "these numbers mean nothing" in report
     capsys.readouterr()
     assert main(given) == 0
     assert capsys.readouterr().out.count("0 videos scored, 2 were there already") == 2

@@ -6,10 +6,14 @@ texts, niqe of its authors' natural pictures.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -52,6 +56,7 @@ def build_metric(name: str, device: torch.device, folder: Path | None) -> torch.
         raise ValueError(lines[0])
     try:
         with _timm_without_download():
+            _import_openai_clip()
             metric: torch.nn.Module = pyiqa.create_metric(name, device=device, **_options(name, folder))
     except Exception as error:  # pyiqa raises what torch, urllib and scipy raise
         advice = "" if folder is not None else "; give a folder of weights, evaluation.frame_weights"
@@ -75,6 +80,21 @@ def _options(name: str, folder: Path | None) -> dict[str, Any]:
         return {}
     place = str(folder / wanted.name)
     return {"backbone": place} if name == "clipiqa" else {"pretrained_model_path": place}
+
+
+def _import_openai_clip() -> None:
+    """openai-clip (of CLIPIQA) takes `packaging` out of pkg_resources, which setuptools 81 dropped: lends it one meanwhile."""
+    import packaging.version
+
+    if find_spec("clip") is None or "clip" in sys.modules or find_spec("pkg_resources") is not None:
+        return
+    lent: Any = ModuleType("pkg_resources")
+    lent.packaging = packaging
+    sys.modules["pkg_resources"] = lent
+    try:
+        import_module("clip")
+    finally:
+        del sys.modules["pkg_resources"]
 
 
 @contextmanager
