@@ -83,7 +83,7 @@ class TrackWriter:
         self._found_path = pass_path(folder, facts.source_id)
         self._paths = [folder / f"{facts.source_id}.keys.arrow", folder / f"{facts.source_id}.arrow"]
         self._beside = [path.with_name(f".{path.name}.{os.getpid()}.part") for path in self._paths]
-        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        options = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)  # a worker is one thread
         metadata = {"track": json.dumps({"version": VERSION, **vars(facts)})}
         schemas = [KEYS.with_metadata(metadata), FRAMES.with_metadata(metadata)]
         self._sinks = [pa.OSFile(str(path), "wb") for path in self._beside]

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -266,11 +267,11 @@ def _packets(container: Any, stream: Any) -> Iterator[Any]:
             yield packet
 
 
-def decode_media(container: Any, stream: Any) -> Iterator[Decoded]:
+def decode_media(container: Any, stream: Any, threads: int = DECODER_THREADS) -> Iterator[Decoded]:
     """Every frame and every refused packet, in decoding order, from where the container stands."""
     if not stream.codec_context.is_open:  # open: a second time over the same file, after a seek that led nowhere
         stream.thread_type = "AUTO"
-        stream.codec_context.thread_count = DECODER_THREADS
+        stream.codec_context.thread_count = threads
         stream.codec_context.flags |= Flags.output_corrupt  # show damaged frames, flagged, instead of leaving them out
     clock = _Clock(stream)
     demuxer = container.demux(stream)
@@ -343,27 +344,28 @@ class Picture:
     def to_rgb(self, width: int, height: int) -> np.ndarray:
         """H W 3 uint8 at the given size (of the stored, unrotated picture): area when smaller, cubic when larger."""
         planes = [resize(plane, width, height) for plane in (self.luma, *self.chroma)]
-        return cv2.transform(cv2.merge(planes), self._rgb_matrix())
+        return cv2.transform(cv2.merge(planes), _rgb_matrix(self.full_range, *self.kr_kb))
 
     def to_bgr(self, width: int, height: int) -> np.ndarray:
         """As `to_rgb`, channels in OpenCV's order."""
         planes = [resize(plane, width, height) for plane in (self.luma, *self.chroma)]
-        return cv2.transform(cv2.merge(planes), self._rgb_matrix()[::-1].copy())
+        return cv2.transform(cv2.merge(planes), _rgb_matrix(self.full_range, *self.kr_kb)[::-1].copy())
 
-    def _rgb_matrix(self) -> np.ndarray:
-        """3 x 4 affine matrix from Y, U, V bytes to R, G, B bytes."""
-        kr, kb = self.kr_kb
-        kg = 1 - kr - kb
-        gain_y, gain_c, offset = (1.0, 1.0, 0.0) if self.full_range else (255 / 219, 255 / 224, 16.0)
-        rows = np.array(
-            [
-                [gain_y, 0.0, 2 * (1 - kr) * gain_c],
-                [gain_y, -2 * (1 - kb) * kb / kg * gain_c, -2 * (1 - kr) * kr / kg * gain_c],
-                [gain_y, 2 * (1 - kb) * gain_c, 0.0],
-            ]
-        )
-        shift = -rows @ np.array([offset, 128.0, 128.0])
-        return np.concatenate([rows, shift[:, None]], axis=1).astype(np.float32)
+
+@lru_cache
+def _rgb_matrix(full_range: bool, kr: float, kb: float) -> np.ndarray:
+    """3 x 4 affine matrix from Y, U, V bytes to R, G, B bytes; not to be written to."""
+    kg = 1 - kr - kb
+    gain_y, gain_c, offset = (1.0, 1.0, 0.0) if full_range else (255 / 219, 255 / 224, 16.0)
+    rows = np.array(
+        [
+            [gain_y, 0.0, 2 * (1 - kr) * gain_c],
+            [gain_y, -2 * (1 - kb) * kb / kg * gain_c, -2 * (1 - kr) * kr / kg * gain_c],
+            [gain_y, 2 * (1 - kb) * gain_c, 0.0],
+        ]
+    )
+    shift = -rows @ np.array([offset, 128.0, 128.0])
+    return np.concatenate([rows, shift[:, None]], axis=1).astype(np.float32)
 
 
 def picture_of(frame: av.VideoFrame) -> Picture:
@@ -403,6 +405,9 @@ def resize(picture: np.ndarray, width: int, height: int) -> np.ndarray:
     """H W or H W C at a new size: area when it shrinks on both sides, cubic otherwise."""
     if picture.shape[:2] == (height, width):
         return picture
+    if picture.dtype == np.uint8 and picture.shape == (3 * height, 3 * width):  # 1080 to 360
+        # OpenCV's area reduction is quick for halves only; this gives the same bytes in half the time.
+        return np.ascontiguousarray(cv2.blur(picture, (3, 3))[1::3, 1::3])
     shrinks = width <= picture.shape[1] and height <= picture.shape[0]
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 

@@ -37,7 +37,8 @@ from pipelines.recipe import fingerprint
 
 log = logging.getLogger("flashvideo.score")
 
-BATCH_ROWS = 4
+BATCH_ROWS, GPU_BATCH_ROWS = 1, 4
+"""Clips handed to a worker at once. On the CPU a clip takes half a second, nothing is gained by more, and a kill loses what is in work."""
 SCORES = (
     "corrupt_frames", "repeated_ratio", "black_ratio", "luma_mean", "blur", "letterbox_top_px", "letterbox_bottom_px",
     "letterbox_left_px", "letterbox_right_px", "perceptual_hash", "motion_proxy", "motion_top5", "motion_camera", "motion_object",
@@ -211,7 +212,7 @@ def _score(context: JobContext, store: Store, plans: list[Plan], gpus: float) ->
     begin = time.monotonic()
     context.progress.update(0, rows.num_rows, "clips", "models are loaded")
     workers = Workers.of(context.recipe.runtime, gpus=gpus)
-    for part in run_steps(build, rows, ["clip_id"], workers, BATCH_ROWS, wanted):
+    for part in run_steps(build, rows, ["clip_id"], workers, GPU_BATCH_ROWS if gpus else BATCH_ROWS, wanted):
         committer.add(part)
         done += len(part.rows)
         failures = len(committer.failed_rows)
