@@ -118,6 +118,7 @@ def query(
     export: Annotated[
         Path | None, typer.Option(metavar="FILE|DIR", help="Write the rows to a file (format by its suffix), or the clips to a folder.")
     ] = None,
+    export_clips: Annotated[Path | None, typer.Option(metavar="DIR", help="Short for --export DIR --format clips.")] = None,
     cut: Annotated[
         str, typer.Option(metavar="copy|encode", help="Exported clips: copied from the key frame on where they can be, or encoded.")
     ] = "copy",
@@ -133,7 +134,12 @@ def query(
     flashvideo query "state = 'kept'" --export shards --format webdataset
     """
     from curation.query import run_query
+    from pipelines.job import UserError
 
+    if export_clips is not None:
+        if export is not None or format is not None:
+            raise UserError("--export-clips DIR is short for --export DIR --format clips; leave --export and --format out")
+        export, format = export_clips, "clips"
     workspace = _workspace(root, None)
     print(
         run_query(
