@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,21 @@ TOMBSTONE = -2
 """In place of a field's number: this file's column is no longer read."""
 
 
-def write_columns(dataset: Any, key: str, data: pa.Table) -> int | None:
+def write_columns(dataset: Any, key: str, data: pa.Table, check_keys: Callable[[], None]) -> int | None:
     """Sets the columns of `data` in the rows that have its keys; returns how many rows were.
 
     None, and nothing is changed, where this is not the way: few rows, rows deleted but still in the files, or another writer
-    came between. `dataset`: lance.LanceDataset on a local path; `data`: the key, once each, and columns of the table.
+    came between. `dataset`: lance.LanceDataset on a local path; `data`: the key and columns of the table.
+    `check_keys` raises where the keys are no keys; those of the whole table, in its order, need no looking at.
     """
     fragments = dataset.get_fragments()
     if data.num_rows < LEAST_SHARE * dataset.count_rows() or any(f.num_deletions or f.metadata.overlays for f in fragments):
         return None
-    present = dataset.to_table(columns=[key], batch_size=BATCH_ROWS)[key].combine_chunks()
-    given = data[key].combine_chunks()
-    places = None if present.equals(given) else pc.index_in(present, given)
+    present, given = dataset.to_table(columns=[key], batch_size=BATCH_ROWS)[key], data[key]
+    places = None
+    if not present.equals(given):
+        check_keys()
+        places = pc.index_in(present.combine_chunks(), given.combine_chunks())
     matched = len(present) - (places.null_count if places is not None else 0)
     if matched < LEAST_SHARE * len(present):
         return None
@@ -55,6 +58,27 @@ def write_columns(dataset: Any, key: str, data: pa.Table) -> int | None:
             return None
         written.clear()
     return matched
+
+
+def unchanged_columns(old: Any, new: Any) -> set[str]:
+    """Columns that two versions of a table read from the same files, row for row; nothing of them is read to know it."""
+    before, after = (
+        {field.name(): _files_of(dataset, _numbers(field)[-1]) for field in dataset.lance_schema.fields()} for dataset in (old, new)
+    )
+    return {name for name, files in before.items() if after.get(name) == files}
+
+
+def _files_of(dataset: Any, leaf: int) -> list[tuple[object, ...]]:
+    """Per fragment: which it is, its deleted rows, and the file that holds the column."""
+    return [
+        (
+            fragment.fragment_id,
+            fragment.physical_rows,
+            str(fragment.deletion_file()),
+            *(file.path for file in fragment.data_files() if leaf in file.fields),
+        )
+        for fragment in dataset.get_fragments()
+    ]
 
 
 def _numbers(field: Any) -> list[int]:

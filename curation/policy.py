@@ -101,7 +101,7 @@ def judge(clips: pa.Table, rules: Sequence[Rule], open_errors: Collection[str] =
     """
     count = clips.num_rows
     causes: list[tuple[str, pa.Array]] = []
-    mask, missing = np.zeros(count, np.int64), _column(clips, "caption").is_null()
+    mask, missing = np.zeros(count, np.int64), whole_column(clips, "caption").is_null()
     no_caption = missing
     for bit, rule in enumerate(rules):
         outcome = _outcome(clips, rule)
@@ -112,7 +112,7 @@ def judge(clips: pa.Table, rules: Sequence[Rule], open_errors: Collection[str] =
     causes.append((NO_CAPTION, no_caption))
     failed = _constant(False, count)
     if open_errors:
-        failed = pc.and_(pc.is_in(_column(clips, "clip_id"), pa.array(sorted(open_errors), pa.string())), missing)
+        failed = pc.and_(pc.is_in(whole_column(clips, "clip_id"), pa.array(sorted(open_errors), pa.string())), missing)
     if unusable is not None and unusable.null_count < count:
         causes += [
             (reason, pc.fill_null(pc.equal(unusable, reason), False)) for reason in sorted(unusable.unique().drop_null().to_pylist())
@@ -161,10 +161,10 @@ def funnel(clips: pa.Table, rules: Sequence[Rule]) -> list[RuleCount]:
 
 
 def _outcome(clips: pa.Table, rule: Rule) -> _Outcome:
-    values = _column(clips, rule.column)
+    values = whole_column(clips, rule.column)
     judged = _constant(True, clips.num_rows)
     if rule.media != "any":
-        judged = pc.fill_null(pc.equal(_column(clips, "media_type"), rule.media), False)
+        judged = pc.fill_null(pc.equal(whole_column(clips, "media_type"), rule.media), False)
     unknown = pc.and_(judged, values.is_null(nan_is_null=pa.types.is_floating(values.type)))
     outside = _constant(False, clips.num_rows)
     if rule.at_least is not None:
@@ -188,9 +188,10 @@ def _compare(relation: object, values: pa.Array, bound: float) -> pa.Array:
     return pc.fill_null(relation(compared, limit), False)  # type: ignore[operator]
 
 
-def _column(clips: pa.Table, name: str) -> pa.Array:
-    column = clips.column(name)
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+def whole_column(rows: pa.Table, name: str) -> pa.Array:
+    """The column as one array; copied only where it is in pieces (`combine_chunks` copies a single piece too)."""
+    column = rows.column(name)
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _numpy(mask: pa.Array) -> np.ndarray:
@@ -319,10 +320,10 @@ class _Sources:
     def __init__(self, clips: pa.Table) -> None:
         encoded = encoded_sources(clips)
         names, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
-        self.media: dict[str, str | None] = dict(zip(names, _one_each(codes, len(names), _column(clips, "media_type")), strict=True))
-        splits = zip(names, _one_each(codes, len(names), _column(clips, "split")), strict=True)
+        self.media: dict[str, str | None] = dict(zip(names, _one_each(codes, len(names), whole_column(clips, "media_type")), strict=True))
+        splits = zip(names, _one_each(codes, len(names), whole_column(clips, "split")), strict=True)
         self.fixed: dict[str, str] = {source: split for source, split in splits if split is not None}
-        kept = _numpy(pc.fill_null(pc.equal(_column(clips, "state"), "kept"), False))
+        kept = _numpy(pc.fill_null(pc.equal(whole_column(clips, "state"), "kept"), False))
         self.kept: set[str] = {names[code] for code in np.flatnonzero(np.bincount(codes[kept], minlength=len(names)))}
         clustered = clips.select(["source_id", "duplicate_cluster"]).filter(clips["duplicate_cluster"].is_valid())
         pairs = clustered.group_by(["duplicate_cluster", "source_id"]).aggregate([]).to_pylist()
@@ -354,7 +355,7 @@ class _Sources:
 
 def encoded_sources(clips: pa.Table) -> pa.DictionaryArray:
     """The column source_id as codes into its distinct values."""
-    column = _column(clips, "source_id")
+    column = whole_column(clips, "source_id")
     return column if isinstance(column, pa.DictionaryArray) else column.dictionary_encode(null_encoding="encode")
 
 

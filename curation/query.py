@@ -146,9 +146,12 @@ class Query:
         hidden = [name for name, _ in orderings if name not in wanted]
         column_ordering = _lance_ordering()
         dataset = self.store.dataset(self.table, self.at_tag)
+        bound = self._bound(dataset)
         scanner = dataset.scanner(
             columns=wanted + hidden,
-            filter=self._best_only(dataset),
+            filter=" AND ".join(part for part in (self._filter, bound) if part) or None,
+            late_materialization=True if bound else None,
+            use_scalar_index=bound is None,
             limit=self.most,
             order_by=[column_ordering(name, ascending=up, nulls_first=False) for name, up in orderings],
         )
@@ -156,20 +159,22 @@ class Query:
         schema = pa.schema([reader.schema.field(name) for name in wanted])
         return pa.RecordBatchReader.from_batches(schema, (batch.select(wanted) for batch in reader))
 
-    def _best_only(self, dataset: Any) -> str | None:
-        """The filter, with a bound on the first column of the order where a limit makes that sure: reading two numbers a row finds
-        it, and all other columns (and the order of ties) are then read of the best rows only."""
+    def _bound(self, dataset: Any) -> str | None:
+        """What the first column of the order must reach for a row to be among the limit's: reading one number a row finds it, and
+        all other columns (and the order of ties) are then read of the best rows only. None: no limit, no number, too few rows.
+
+        Without the scalar indexes: most rows pass such filters, and looking each up costs ten times the CPU of reading on.
+        """
         if self.most is None or not self.order:
-            return self._filter
+            return None
         name, descending = self.order[0].lstrip("+-"), self.order[0].startswith("-")
         if kind_of(self.schema.field(name).type) != "number":
-            return self._filter
+            return None
         ordering = _lance_ordering()(name, ascending=not descending, nulls_first=False)
-        best = dataset.to_table(columns=[name], filter=self._filter, limit=self.most, order_by=[ordering])[name]
+        best = dataset.to_table(columns=[name], filter=self._filter, limit=self.most, order_by=[ordering], use_scalar_index=False)[name]
         if len(best) < self.most or best.null_count or not pc.all(pc.is_finite(best)).as_py():
-            return self._filter
-        bound = f"(`{name}` {'>=' if descending else '<='} {best[-1].as_py()!r})"
-        return f"{self._filter} AND {bound}" if self._filter else bound
+            return None
+        return f"(`{name}` {'>=' if descending else '<='} {best[-1].as_py()!r})"
 
     def to_pandas(self) -> pandas.DataFrame:
         """The rows as a pandas frame."""

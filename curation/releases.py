@@ -9,11 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curation.column_files import unchanged_columns
 from curation.store import Store
 
 COMPARED = ("split", "caption", "subsets", "uri")
 """Columns of a kept clip that training reads, or that say where it lies."""
-READ = ("clip_id", "uri", "start_us", "end_us", "duration_s", "state", "reject_reason", *(name for name in COMPARED if name != "uri"))
+SHOWN_COLUMNS = ("clip_id", "uri", "start_us", "end_us", "split")
 SHOWN = 5
 """Clips of each kind that the text names."""
 
@@ -50,11 +51,14 @@ class ReleaseDiff:
 
 def diff(store: Store, old: str, new: str) -> ReleaseDiff:
     """Compares two tags. Raises StoreError for one that does not exist."""
-    kept_before, kept_after = (store.read("clips", READ, "state = 'kept'", tag=tag, ordered=False) for tag in (old, new))
+    same = unchanged_columns(*(store.dataset("clips", tag) for tag in (old, new)))
+    compared = [name for name in COMPARED if name not in same]
+    columns = list(dict.fromkeys([*SHOWN_COLUMNS, "duration_s", *compared]))
+    kept_before, kept_after = (store.read("clips", columns, "state = 'kept'", tag=tag, ordered=False) for tag in (old, new))
     added = _sorted(kept_after.filter(_absent(kept_after, kept_before)))
     removed = _sorted(kept_before.filter(_absent(kept_before, kept_after)))
     after = store.read("clips", ["clip_id", "state", "reject_reason"], "state != 'kept' or state is null", tag=new, ordered=False)
-    shown = ["clip_id", "uri", "start_us", "end_us", "split"]
+    shown = list(SHOWN_COLUMNS)
     reasons = _at(after, removed["clip_id"], ["clip_id", "state", "reject_reason"]).to_pylist()
     why = ["no such clip any more" if row["clip_id"] is None else row["reject_reason"] or row["state"] for row in reasons]
     return ReleaseDiff(
@@ -66,20 +70,22 @@ def diff(store: Store, old: str, new: str) -> ReleaseDiff:
         _hours(kept_after),
         added.select(shown).to_pylist(),
         [row | {"why": reason} for row, reason in zip(removed.select(shown).to_pylist(), why, strict=True)],
-        list(_changes(kept_before, kept_after)),
+        _changes(kept_before, kept_after, compared),
     )
 
 
-def _changes(before: pa.Table, after: pa.Table) -> list[dict[str, Any]]:
-    """A row for every clip and column that differs, in the order of COMPARED and clip_id."""
+def _changes(before: pa.Table, after: pa.Table, compared: list[str]) -> list[dict[str, Any]]:
+    """A row for every clip and column that differs, in the order of the columns and clip_id."""
+    if not compared:
+        return []
     if before["clip_id"].equals(after["clip_id"]):
         stayed, now = before, after
     else:
         places = pc.index_in(before["clip_id"].combine_chunks(), after["clip_id"].combine_chunks())
         stayed = before.filter(places.is_valid())
-        now = after.select(list(COMPARED)).take(places.drop_null())
+        now = after.select(compared).take(places.drop_null())
     changed = []
-    for column in COMPARED:
+    for column in compared:
         then, present = _comparable(stayed[column]), _comparable(now[column])
         if then.equals(present):
             continue

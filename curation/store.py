@@ -171,17 +171,19 @@ class Store:
 
         Writes new column files beside the old ones and copies no other column.
         """
-        data = _conform(table, columns)
+        data = _conform(table, columns, keys_too=False)
         if data.num_columns <= len(KEYS[table]):
             raise ValueError(f"merge_columns({table}) was given the key only; add the columns to set")
         with self._committing(table) as dataset:
             if data.num_rows == 0 or dataset.count_rows() == 0:
+                _check_keys(table, data)
                 return 0
             if self._is_local and len(KEYS[table]) == 1:
-                changed = write_columns(dataset, KEYS[table][0], data)
+                changed = write_columns(dataset, KEYS[table][0], data, lambda: _check_keys(table, data))
                 if changed is not None:
                     return changed
                 dataset.checkout_latest()
+            _check_keys(table, data)
             partial = data.num_columns < len(TABLES[table])
             merge = self._merge(dataset, table).when_matched_update_all()
             stats = (merge.write_mode("rewrite_columns") if partial else merge).execute(data)
@@ -406,8 +408,8 @@ class _NoPandas:
             raise ImportError("pandas is held off while pyarrow.dataset is imported")
 
 
-def _conform(table: str, rows: pa.Table | pa.RecordBatch) -> pa.Table:
-    """The rows with the schema's column types and order, keys checked."""
+def _conform(table: str, rows: pa.Table | pa.RecordBatch, keys_too: bool = True) -> pa.Table:
+    """The rows with the schema's column types and order, keys checked (or to be checked by the caller)."""
     schema = schema_of(table)
     data = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
     for name in data.column_names:
@@ -424,7 +426,8 @@ def _conform(table: str, rows: pa.Table | pa.RecordBatch) -> pa.Table:
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise ValueError(f"{table}.{field.name} is {field.type}; the rows have {data.column(field.name).type}: {error}") from None
     conformed = pa.table(columns, schema=pa.schema(fields))
-    _check_keys(table, conformed)
+    if keys_too:
+        _check_keys(table, conformed)
     return conformed
 
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 import curation
+from curation.column_files import unchanged_columns
 from curation.expression import QueryError
 from curation.schema import CLIPS
 from curation.store import Store
@@ -79,3 +80,21 @@ def test_the_command_prints_it(path: Path, capsys: pytest.CaptureFixture[str]) -
 
     diff("one", "two", format="json", root=path.parent)
     assert [row["clip_id"] for row in json.loads(capsys.readouterr().out)["added"]] == ["e", "f"]
+
+
+def test_what_no_commit_touched_is_not_compared(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store")
+    columns = {"state": ["kept", "kept", "rejected"], "caption": ["x", "y", "z"], "duration_s": [3600.0] * 3, "split": ["train"] * 3}
+    store.upsert("clips", pa.table({"clip_id": ["a", "b", "c"], **columns}))
+    store.tag("one", "")
+    reasons = pa.array([None, "motion", None], pa.string())
+    store.merge_columns("clips", pa.table({"clip_id": ["a", "b", "c"], "state": ["kept", "rejected", "kept"], "reject_reason": reasons}))
+    store.tag("two", "")
+    same = unchanged_columns(store.dataset("clips", "one"), store.dataset("clips", "two"))
+    assert set(CLIPS.names) - same == {"state", "reject_reason"}
+    found = curation.open(tmp_path / "store").diff("one", "two")
+    assert [(row["clip_id"], row["why"]) for row in found.removed] == [("b", "motion")]
+    assert ([row["clip_id"] for row in found.added], found.changed) == (["c"], [])
+    store.upsert("clips", pa.table({"clip_id": ["a"], "caption": ["other"]}))
+    store.tag("three", "")
+    assert [row["new"] for row in curation.open(tmp_path / "store").diff("two", "three").changed] == ["other"]
