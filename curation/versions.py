@@ -5,7 +5,7 @@ They stand in the lineage of what is written, so exactly that is stale, and in t
 
 from __future__ import annotations
 
-PROBE_VERSION = "1"
+PROBE_VERSION = "2"
 PASS_VERSION = "2"
 """Of tracks and clips."""
 SCORE_VERSIONS = {

@@ -8,7 +8,7 @@ frame that it flags are both events of the sequence. PyAV's log callback stays o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -115,7 +115,7 @@ class Geometry:
 
 @contextmanager
 def open_media(uri: str) -> Iterator[tuple[Any, Any]]:
-    """(container, first video stream), closed afterwards. Raises MediaError with a code that says why not."""
+    """(container, its best video stream), closed afterwards. Raises MediaError with a code that says why not."""
     path = _path_of(uri)
     if not path.exists():
         raise MediaError("missing", f"{uri} does not exist; was it moved after ingest?")
@@ -129,13 +129,25 @@ def open_media(uri: str) -> Iterator[tuple[Any, Any]]:
         if not container.streams.video:
             kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
             raise MediaError("no_video_stream", f"{uri} has no video stream (streams: {kinds})")
-        if container.streams.video[0].codec_context is None:
+        stream = _best_stream(container.streams.video)
+        if stream.codec_context is None:
             raise MediaError(
                 "no_decoder", f"{uri}: its video track names a codec that FFmpeg has no decoder for; the header may be damaged"
             )
-        yield container, container.streams.video[0]
+        yield container, stream
     finally:
         container.close()
+
+
+def _best_stream(streams: Sequence[Any]) -> Any:
+    """The one with the largest picture (players show that one), the first of equals; an attached cover only where there is no other."""
+
+    def worth(stream: Any) -> tuple[bool, bool, int]:
+        codec = stream.codec_context
+        film = not stream.disposition & av.stream.Disposition.attached_pic
+        return codec is not None, film, codec.width * codec.height if codec is not None else 0
+
+    return max(streams, key=worth)
 
 
 def _path_of(uri: str) -> Path:

@@ -42,6 +42,28 @@ def test_probe_tells_what_the_film_is(tmp_path: Path) -> None:
     assert not (found.variable_frame_rate or found.hdr or found.full_range)
 
 
+def test_of_several_streams_the_largest_picture_is_read(tmp_path: Path) -> None:
+    """Small, large, and a cover that is larger still but no film."""
+    path = tmp_path / "several.mp4"
+    with av.open(str(path), "w") as container:
+        streams = []
+        for index, (width, height) in enumerate([(64, 48), (128, 96), (32, 32)]):
+            streams.append(container.add_stream("libx264", rate=25))
+            streams[index].width, streams[index].height, streams[index].pix_fmt = width, height, "yuv420p"
+        cover = container.add_stream("mjpeg", rate=25)
+        cover.width, cover.height, cover.pix_fmt, cover.disposition = 256, 256, "yuvj420p", av.stream.Disposition.attached_pic
+        for frame in range(5):
+            for stream in [*streams, *([cover] if frame == 0 else [])]:
+                picture = np.full((stream.height, stream.width, 3), 40 + 4 * frame, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for stream in [*streams, cover]:
+            container.mux(stream.encode(None))
+    found = probe(str(path))
+    assert (found.codec, found.width, found.height, found.packets) == ("h264", 128, 96, 5)
+    with open_media(str(path)) as (container, stream):
+        assert [event.frame.width for event in decode_media(container, stream) if event.frame is not None] == [128] * 5
+
+
 def test_a_codec_that_does_not_exist_is_named(tmp_path: Path) -> None:
     """What fuzzing found: one broken letter of the codec's name in the header, and there is no decoder."""
     film = write_film(tmp_path / "a.mp4", ramp(5))
