@@ -139,15 +139,17 @@ def _damaged(files: Path, films: list[dict[str, Any]]) -> list[dict[str, Any]]:
         place = round(len(holed) * share)
         holed[place : place + 20_000] = draw.randbytes(20_000)
     broken = {
-        "broken_cut_short.mp4": (front[: round(len(front) * 0.6)], 0.6 * films[0]["duration_s"]),
-        "broken_no_index.mp4": (back[: round(len(back) * 0.7)], 0.0),
-        "broken_middle.mp4": (bytes(holed), films[1]["duration_s"]),
-        "broken_empty.mp4": (b"", 0.0),
-        "broken_text.mp4": (b"this was a film once\n", 0.0),
+        "broken_cut_short.mp4": (front[: round(len(front) * 0.6)], 0.6 * films[0]["duration_s"], "film_0.mp4"),
+        "broken_no_index.mp4": (back[: round(len(back) * 0.7)], 0.0, "film_4.mp4"),
+        "broken_middle.mp4": (bytes(holed), films[1]["duration_s"], "film_1.mp4"),
+        "broken_empty.mp4": (b"", 0.0, None),
+        "broken_text.mp4": (b"this was a film once\n", 0.0, None),
     }
-    for name, (data, _) in broken.items():
+    rows = []
+    for name, (data, length, of) in broken.items():
         (files / name).write_bytes(data)
-    return [{"name": name, "kind": "damaged", "rate_hz": 24, "duration_s": length, "shots": []} for name, (_, length) in broken.items()]
+        rows.append({"name": name, "kind": "damaged", "rate_hz": 24, "duration_s": length, "shots": [], "of": of})
+    return rows
 
 
 if __name__ == "__main__":

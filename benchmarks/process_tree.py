@@ -1,7 +1,9 @@
 """What a command costs with everything that it starts: CPU seconds, wall seconds, peak memory of the whole process tree.
 
-Orphans (Ray's daemons) come back to this process (Linux: child subreaper), so their CPU seconds are counted too. Memory is
-the sum of the processes' PSS (pages that several share are counted once), sampled.
+Orphans (Ray's daemons) come back to this process (Linux: child subreaper). CPU seconds are the kernel's for all that was waited
+for, or the sum of what every process had used when it was last looked at, whichever is more: Ray waits for none of its workers,
+and what lives for less than a look is only in the first. Memory is the sum of the processes' PSS (pages that several share
+are counted once), at the same looks.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -41,8 +43,8 @@ def measure(command: Sequence[str], log: Path, environment: Mapping[str, str] | 
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     with open(log, "ab") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env={**os.environ, **(environment or {})})
-    peak, stop = [0], threading.Event()
-    watcher = threading.Thread(target=_watch, args=(peak, stop), daemon=True)
+    seen, stop = _Seen(), threading.Event()
+    watcher = threading.Thread(target=_watch, args=(seen, stop), daemon=True)
     watcher.start()
     try:
         output, _ = process.communicate()
@@ -53,13 +55,25 @@ def measure(command: Sequence[str], log: Path, environment: Mapping[str, str] | 
         _reap_orphans()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Cost(cpu_s, wall_s, peak[0], process.returncode, output)
+    return Cost(max(cpu_s, sum(seen.cpu_s.values())), wall_s, seen.peak_bytes, process.returncode, output)
 
 
-def _watch(peak: list[int], stop: threading.Event) -> None:
+@dataclass
+class _Seen:
+    peak_bytes: int = 0
+    cpu_s: dict[tuple[int, float], float] = field(default_factory=dict)
+    """By process id and start."""
+
+
+def _watch(seen: _Seen, stop: threading.Event) -> None:
     me = psutil.Process()
     while not stop.wait(SAMPLE_S):
-        peak[0] = max(peak[0], sum(_pss_bytes(process.pid) for process in me.children(recursive=True)))
+        processes = me.children(recursive=True)
+        seen.peak_bytes = max(seen.peak_bytes, sum(_pss_bytes(process.pid) for process in processes))
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                used = process.cpu_times()
+                seen.cpu_s[process.pid, process.create_time()] = used.user + used.system
 
 
 def _pss_bytes(pid: int) -> int:
