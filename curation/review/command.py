@@ -27,7 +27,7 @@ def review(settings: ReviewSettings, host: str, port: int, browser: bool) -> Non
         access = Access(host)
         session = Session(settings)
         if session.book.recovered:
-            tell(f"{session.book.recovered} labels of a sitting that was killed are in the store now")
+            tell(f"brought in from a sitting that was killed, labels: {session.book.recovered}")
         pool, total = len(session.pool.ids), session.pool.matching
         more = f" of {total} that match" if total > pool else ""
         done = session.progress()

@@ -16,9 +16,10 @@ import os
 import queue
 import re
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ QUALITY = (20, "veryfast")
 LONGEST_LEAD_IN_US = 2_000_000
 """A copy starts at the key frame before the clip and hides what comes first; from longer ago it is encoded."""
 CACHE_BYTES = 4_000_000_000
-SUFFIX = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"GIF8": "image/gif"}
+SHOWN_IMAGES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"GIF8": "image/gif"}
+FAILED_S = 30.0
+"""A clip that could not be cut is tried again after this long."""
 STOP, URGENT, AHEAD = 0, 1, 2
 
 
@@ -80,6 +83,7 @@ class Previews:
         self._make = SupervisedFunction("curation.review.preview_file:make_preview", limits.deadline_s, limits.memory_bytes)
         self._work: queue.PriorityQueue[tuple[int, int, str, dict[str, Any]]] = queue.PriorityQueue()
         self._waiting: dict[str, Future[Preview]] = {}
+        self._failed: dict[str, tuple[float, PreviewError | None]] = {}
         self._mutex = threading.Lock()
         self._count = itertools.count()
         self._thread = threading.Thread(target=self._cut_all, name="previews", daemon=True)
@@ -89,9 +93,21 @@ class Previews:
         """The clip's file, cut now where it is not there. Raises PreviewError."""
         return self._ask(clip, URGENT).result()
 
+    def peek(self, clip: Mapping[str, Any]) -> Preview | None:
+        """The clip's file where it is there; else None, and it is cut next. Raises PreviewError where that failed just now."""
+        made = self._cached(clip)
+        if made is not None:
+            return made
+        failure = self._failure(clip)
+        if failure is not None:
+            raise failure
+        self._ask(clip, URGENT)
+        return None
+
     def fetch_ahead(self, clip: Mapping[str, Any]) -> None:
         """Has the clip cut when nothing else is waited for."""
-        self._ask(clip, AHEAD)
+        if self._failure(clip) is None:
+            self._ask(clip, AHEAD)
 
     def close(self) -> None:
         """Ends the cutter; clips that were asked for and not begun raise."""
@@ -102,6 +118,12 @@ class Previews:
             for future in self._waiting.values():
                 if not future.done():
                     future.set_exception(PreviewError("closed", "the review has ended"))
+
+    def _failure(self, clip: Mapping[str, Any]) -> PreviewError | None:
+        """Why the clip could not be cut just now."""
+        with self._mutex:
+            when, failure = self._failed.get(clip["clip_id"], (0.0, None))
+        return failure if failure is not None and time.monotonic() - when < FAILED_S else None
 
     def _ask(self, clip: Mapping[str, Any], urgency: int) -> Future[Preview]:
         clip_id = clip["clip_id"]
@@ -124,41 +146,47 @@ class Previews:
             if future is None or future.done():
                 continue
             try:
-                future.set_result(self._preview(clip))
-            except PreviewError as error:
-                future.set_exception(error)
+                made = self._cached(clip) or self._made(clip)
             except Exception as error:  # whatever it is, the page that waits must hear of it
-                future.set_exception(PreviewError("exception", f"{type(error).__name__}: {error}"))
-            finally:
+                failure = error if isinstance(error, PreviewError) else PreviewError("exception", f"{type(error).__name__}: {error}")
                 with self._mutex:
                     self._waiting.pop(clip_id, None)
+                    self._failed[clip_id] = (time.monotonic(), failure)
+                future.set_exception(failure)
+            else:
+                with self._mutex:
+                    self._waiting.pop(clip_id, None)
+                    self._failed.pop(clip_id, None)
+                future.set_result(made)
 
-    def _preview(self, clip: dict[str, Any]) -> Preview:
-        target = self._folder / f"{_file_stem(clip['clip_id'])}.{VERSION}.mp4"
+    def _cached(self, clip: Mapping[str, Any]) -> Preview | None:
+        """The file where there is nothing to make."""
+        target = self._target(clip)
         facts = target.with_suffix(".json")
         if target.is_file() and facts.is_file():
             os.utime(target)
-            return Preview(target, "video/mp4", json.loads(facts.read_text())["how"])
-        uri = _local(clip["uri"])
-        if clip["media_type"] == "image":
-            shown = _shown_as_it_is(uri)
-            if shown is not None:
-                return Preview(uri, shown, "as it is")
-            target = target.with_suffix(".png")
-        made = self._made(PreviewTask(str(uri), clip["media_type"], clip["start_us"], clip["end_us"], target.resolve()), target, facts)
-        self._make_room()
-        return made
+            kind = "video/mp4" if target.suffix == ".mp4" else "image/png"
+            return Preview(target, kind, json.loads(facts.read_text())["how"])
+        if clip["media_type"] == "image" and not is_remote(clip["uri"]):
+            return _as_it_is(Path(clip["uri"]))
+        return None
 
-    def _made(self, task: PreviewTask, target: Path, facts: Path) -> Preview:
-        if target.suffix == ".png" and target.is_file():
-            return Preview(target, "image/png", "as PNG, 8 bit")
-        how = self._make(task)
+    def _target(self, clip: Mapping[str, Any]) -> Path:
+        suffix = "png" if clip["media_type"] == "image" else "mp4"
+        return self._folder / f"{_file_stem(clip['clip_id'])}.{VERSION}.{suffix}"
+
+    def _made(self, clip: Mapping[str, Any]) -> Preview:
+        uri, target = _local(clip["uri"]), self._target(clip)
+        if clip["media_type"] == "image" and (shown := _as_it_is(uri)) is not None:
+            return shown
+        how = self._make(PreviewTask(str(uri), clip["media_type"], clip["start_us"], clip["end_us"], target.resolve()))
         if isinstance(how, Failure):
             raise PreviewError(how.code, how.message)
-        if target.suffix == ".png":
-            return Preview(target, "image/png", how)
-        facts.write_text(json.dumps({"how": how, "task": {**asdict(task), "path": task.path.name}}, default=str))
-        return Preview(target, "video/mp4", how)
+        target.with_suffix(".json").write_text(json.dumps({"how": how}))
+        self._make_room()
+        made = self._cached(clip)
+        assert made is not None
+        return made
 
     def _make_room(self) -> None:
         files = sorted((path for path in self._folder.glob(f"*.{VERSION}.*")), key=lambda path: path.stat().st_mtime, reverse=True)
@@ -180,16 +208,17 @@ def _local(uri: str) -> Path:
         raise PreviewError("unreachable", str(error)) from None
 
 
-def _shown_as_it_is(path: Path) -> str | None:
-    """The MIME type of an image that every browser shows, from its first bytes; None: it has to be made into one."""
+def _as_it_is(path: Path) -> Preview | None:
+    """An image that every browser shows, told from its first bytes; None: it has to be made into one."""
     try:
         with open(path, "rb") as file:
             head = file.read(12)
     except OSError as error:
         raise PreviewError("missing", f"{path}: {error.strerror}; was it moved after ingest?") from None
     if head[:4] == b"RIFF" and head[8:] == b"WEBP":
-        return "image/webp"
-    return next((kind for start, kind in SUFFIX.items() if head.startswith(start)), None)
+        return Preview(path, "image/webp", "as it is")
+    kind = next((kind for start, kind in SHOWN_IMAGES.items() if head.startswith(start)), None)
+    return Preview(path, kind, "as it is") if kind is not None else None
 
 
 def _file_stem(clip_id: str) -> str:

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from curation.expression import QueryError, any_of
+from curation.expression import QueryError, compile_filter
 from curation.query import Query
-from curation.review.head import SCORE_COLUMNS, Features, features_of
+from curation.review.head import EMBEDDED_SHARE, SCORE_COLUMNS, Features, features_of
 
 UNCERTAIN, DIVERSE = "uncertain", "diverse"
 MOST_CLIPS = 50_000
@@ -30,7 +31,6 @@ FRONT = 4
 OVERLAP_EVERY = 10
 CLASSES = 4
 """Parts of equal size that motion and looks are cut into for the diverse order."""
-CLIPS_A_READ = 5_000
 PARTNERS = 200
 """Clips that are looked at for the second place of a pair."""
 POOL_COLUMNS = ("clip_id", "source_id", "duplicate_cluster", "media_type", *SCORE_COLUMNS)
@@ -77,16 +77,18 @@ def read_pool(question: Query, order: str, limit: int | None) -> Pool:
 
 
 def _with_embeddings(question: Query, facts: pa.Table) -> pa.Table:
-    """The clips with their embeddings where nearly all have one."""
-    store, ids = question.store, facts["clip_id"].to_pylist()
-    parts = []
-    for start in range(0, len(ids), CLIPS_A_READ):
-        parts.append(store.read("clips", ["clip_id", "embedding"], any_of("clip_id", ids[start : start + CLIPS_A_READ]), ordered=False))
-        if parts[-1]["embedding"].null_count == parts[-1].num_rows:
-            return facts  # the first clips have none: it was not computed
-    found = pa.concat_tables(parts)
-    place = {clip_id: index for index, clip_id in enumerate(found["clip_id"].to_pylist())}
-    return facts.append_column("embedding", found["embedding"].combine_chunks().take(pa.array([place[clip_id] for clip_id in ids])))
+    """The clips with their embeddings where nearly all have one; those of other clips are never in memory together."""
+    known = question.where("embedding is not null")
+    if known.count() < EMBEDDED_SHARE * question.count():
+        return facts
+    where = compile_filter(" and ".join(f"({text})" for text in known.filters), known.schema)
+    scan = question.store.dataset("clips", question.at_tag).scanner(columns=["clip_id", "embedding"], filter=where)
+    wanted = facts["clip_id"].combine_chunks()
+    parts = [batch.filter(pc.is_in(batch["clip_id"], wanted)) for batch in scan.to_reader()]
+    found = pa.Table.from_batches(parts).combine_chunks()
+    return facts.append_column(
+        "embedding", found["embedding"].combine_chunks().take(pc.index_in(wanted, found["clip_id"].combine_chunks()))
+    )
 
 
 def diverse(clips: pa.Table) -> np.ndarray:

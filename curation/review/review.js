@@ -59,21 +59,34 @@ function makeView(clip) {
   const address = encodeURIComponent(clip.clip_id);
   const image = clip.media_type === "image";
   const media = image
-    ? element("img", { src: `/clip/${address}`, alt: clip.name })
-    : element("video", { src: `/clip/${address}`, poster: `/thumb/${address}`, muted: true, defaultMuted: true, loop: true, playsInline: true, preload: "auto" });
+    ? element("img", { alt: clip.name, hidden: true })
+    : element("video", { poster: `/thumb/${address}`, muted: true, defaultMuted: true, loop: true, playsInline: true, preload: "auto" });
   const tag = element("span", { className: "tag" });
+  const fail = (why) => {
+    figure.classList.remove("is-cutting");
+    figure.append(element("p", { className: "trouble" }, element("b", {}, "This clip cannot be shown"), why));
+  };
   media.addEventListener(image ? "load" : "loadeddata", () => {
+    media.hidden = false;
     figure.classList.remove("is-cutting");
     if (figure.isConnected) play(figure);
   });
-  media.addEventListener("error", async () => {
-    figure.classList.remove("is-cutting");
-    const why = await ask(`/api/clip/${address}`).then(() => "the browser does not play it", (error) => error.message);
-    figure.append(element("p", { className: "trouble" }, element("b", {}, "This clip cannot be shown"), why));
-  });
+  media.addEventListener("error", () => media.getAttribute("src") && fail("The browser does not play it."));
   if (!image) media.addEventListener("ratechange", () => (tag.textContent = media.playbackRate === 1 ? "" : `${media.playbackRate}×`));
   figure.append(media, tag);
+  figure.made = whenMade(address, () => figure.isConnected || views.get(clip.clip_id) === figure);
+  figure.made.then((how) => how && (media.src = `/clip/${address}`), (error) => fail(error.message));
   return figure;
+}
+
+// Asked for again and again instead of waited for: a browser has six connections to a server, and labels need one.
+async function whenMade(address, wanted) {
+  for (;;) {
+    const { how } = await ask(`/api/clip/${address}`);
+    if (how) return how;
+    await new Promise((resolve) => setTimeout(resolve, 300));
+    if (!wanted()) return null;
+  }
 }
 
 function viewOf(clip) {
@@ -99,11 +112,15 @@ function number(value) {
   return value.toFixed(digits);
 }
 
+function count(number_, noun) {
+  return `${number_} ${noun}${number_ === 1 ? "" : "s"}`;
+}
+
 function commas(words) {
   return words.replace(/,/g, ", ");
 }
 
-function describe(clip, heading) {
+function describe(clip, figure, heading) {
   const box = element("div", { className: "facts" });
   if (heading) box.append(element("p", { className: "heading" }, heading));
   box.append(element("h1", {}, clip.name));
@@ -118,7 +135,7 @@ function describe(clip, heading) {
   if (words.childNodes.length) box.append(words);
   box.append(clip.caption ? element("p", { className: "caption" }, clip.caption) : element("p", { className: "caption is-none" }, "No caption."));
   if (!heading) box.append(scoreTable([clip], []));
-  box.append(howLine(clip));
+  box.append(howLine(figure));
   return box;
 }
 
@@ -139,9 +156,9 @@ function scoreTable(clips, names) {
   return scores.size ? table : "";
 }
 
-function howLine(clip) {
+function howLine(figure) {
   const line = element("p", { className: "fine" });
-  ask(`/api/clip/${encodeURIComponent(clip.clip_id)}`).then((answer) => (line.textContent = `Shown: ${answer.how}.`), () => {});
+  figure.made.then((how) => how && (line.textContent = `Shown: ${how}.`), () => {});
   return line;
 }
 
@@ -203,7 +220,7 @@ function drawReview() {
     stage.replaceChildren(...figures);
     figures.forEach(play);
     const names = current.length > 1 ? ["Left", "Right"] : [""];
-    beside.replaceChildren(...current.map((clip, place) => describe(clip, names[place])), current.length > 1 ? scoreTable(current, names) : "", headBox());
+    beside.replaceChildren(...current.map((clip, place) => describe(clip, figures[place], names[place])), current.length > 1 ? scoreTable(current, names) : "", headBox());
     beside.scrollTop = 0;
   }
   const wanted = new Set(items.flat().map((clip) => clip.clip_id));
@@ -236,12 +253,12 @@ function headWords(head, whole) {
   const check = head.check, percent = (share) => `${Math.round(100 * share)} %`;
   const names = head.reads.startsWith("scores: ") ? head.reads.slice(8).split(", ") : null;
   const reads = names && !whole ? `${names.length} scores` : head.reads.replace(/^scores: /, "");
-  const learned = `The model has learned from ${head.labels} labels, reading ${reads}.`;
+  const learned = `The model has learned from ${count(head.labels, "label")}, reading ${reads}.`;
   if (check.why_not) return `${learned} How good it is cannot be told: ${check.why_not}.`;
   const parts = [];
-  if (check.accuracy !== null) parts.push(`${percent(check.accuracy)} of ${check.labels} labels right (${percent(check.always)} by always giving the commoner answer)`);
+  if (check.accuracy !== null) parts.push(`${percent(check.accuracy)} of ${count(check.labels, "label")} right (${percent(check.always)} by always giving the commoner answer)`);
   if (check.auc !== null) parts.push(`AUC ${check.auc.toFixed(2)}`);
-  if (check.pairs_right !== null) parts.push(`${percent(check.pairs_right)} of ${check.pairs} pairs right`);
+  if (check.pairs_right !== null) parts.push(`${percent(check.pairs_right)} of ${count(check.pairs, "pair")} right`);
   return `${learned} On sources that it had not seen: ${parts.join(", ")}.`;
 }
 
@@ -379,7 +396,7 @@ function drawPlayer(clip) {
     actions.append(element("button", { type: "button", className: `action ${action.className}`, onclick: pressed(() => judgeOpen(action)) }, action.name, element("kbd", { ariaHidden: "true" }, action.key)));
   const said = clip.label ? `You ${clip.label.value === null ? "skipped" : clip.label.value > 0.5 ? "kept" : "dropped"} it.` : "You have not judged it.";
   const guess = clip.chance === null ? "" : ` The model expects a keep with ${Math.round(100 * clip.chance)} %.`;
-  box.querySelector(".player-beside").replaceChildren(describe(clip), element("p", { className: "fine" }, said + guess));
+  box.querySelector(".player-beside").replaceChildren(describe(clip, figure), element("p", { className: "fine" }, said + guess));
   const step = (to, name) => element("button", { type: "button", className: "action small", disabled: to < 0 || to >= sheet.clips.length, onclick: pressed(() => openPlayer(to)) }, name);
   actions.append(element("span", { className: "apart" }), step(sheet.at - 1, "← Previous"), step(sheet.at + 1, "Next →"), element("button", { type: "button", className: "action small", onclick: () => box.close() }, "Close"));
 }
@@ -425,7 +442,7 @@ async function summarise() {
     element("h2", {}, "Preference subset"),
     element("div", { className: "figures" }, figure(subset.chosen, `kept clips chosen, of ${subset.size.toLocaleString("en")} wanted`), figure(found.clips, "clips judged"), figure(found.disputes.length, "disputed")),
     element("p", { className: "about" }, "Chosen: clips that the policy keeps and that most of their annotators keep."
-      + (subset.not_kept ? ` ${subset.not_kept} more are chosen by people and turned away by the policy.` : "")),
+      + (subset.not_kept ? ` ${subset.not_kept} more ${subset.not_kept === 1 ? "is" : "are"} chosen by people and turned away by the policy.` : "")),
     element("h2", {}, "Annotators"),
     list(["name", "kept", "dropped", "skipped", "compared", "last label"],
       found.annotators.map((each) => [each.name, each.kept, each.dropped, each.skipped, each.compared, new Date(each.last).toLocaleString()]), "Nobody has labelled a clip."),

@@ -192,9 +192,10 @@ def _add_reads(app: FastAPI, session: Session) -> None:
         return session.summary()
 
     @app.get("/api/clip/{clip_id}")
-    def clip(clip_id: str) -> dict[str, Any]:
-        """How its file was made; waits until it is."""
-        return {"how": session.preview(clip_id).how}
+    def clip(clip_id: str) -> dict[str, str | None]:
+        """How its file was made; null while it is not. At once: a browser has six connections, and labels need one."""
+        preview = session.made(clip_id)
+        return {"how": preview.how if preview is not None else None}
 
     @app.get("/clip/{clip_id}")
     def play(clip_id: str) -> Response:

@@ -34,7 +34,9 @@ COMMIT_LABELS, COMMIT_S = 100, 30.0
 """So many waiting labels, or so many seconds since the first, make a commit; each is a version of the table."""
 RETRAIN_LABELS = 8
 """New labels after which the head is trained anew."""
-SHEET_CLIPS, MOST_SHEET_CLIPS = 60, 600
+MOST_SHEET_CLIPS = 600
+MOST_LABELLED = 1_000
+"""Labelled clips that a sheet chooses from, the newest."""
 RATE_LABELS = 30
 """Labels of this sitting that the rate is measured over."""
 SHOWN = (
@@ -189,7 +191,7 @@ class Session:
         if order.strip():
             question = question.order_by(*[name.strip() for name in order.split(",") if name.strip()])
         if labelled != "any":
-            question = question.where(any_of("clip_id", sorted(self._labelled(labelled))))
+            question = question.where(any_of("clip_id", self._labelled(labelled)))
         if not (offset >= 0 and 1 <= limit <= MOST_SHEET_CLIPS):
             raise QueryError(f"a sheet shows 1 to {MOST_SHEET_CLIPS} clips from 0 on; asked for {limit} from {offset} on")
         rows = question.limit(offset + limit).columns(*FACTS).rows()[offset:]
@@ -200,6 +202,10 @@ class Session:
     def clip(self, clip_id: str) -> dict[str, Any]:
         """What stands beside a clip. Raises UnknownClipError."""
         return self._shown(self._row(clip_id))
+
+    def made(self, clip_id: str) -> Preview | None:
+        """The file where it is there; None: it is being cut. Never waits. Raises UnknownClipError, PreviewError."""
+        return self.previews.peek(self._row(clip_id))
 
     def preview(self, clip_id: str) -> Preview:
         """The file that a browser shows. Raises UnknownClipError, PreviewError."""
@@ -305,13 +311,14 @@ class Session:
         pairs = [(label.clip_id, other) for label in self._my_labels() if (other := other_of(label)) is not None]
         return Counter(clip_id for pair in pairs for clip_id in pair if all(each in self.pool.place for each in pair))
 
-    def _labelled(self, which: str) -> set[str]:
+    def _labelled(self, which: str) -> list[str]:
         if which == "disputed":
-            return {dispute.clip_id for dispute in agreement.disputes(self.book.labels())}
+            return [dispute.clip_id for dispute in agreement.disputes(self.book.labels())][:MOST_LABELLED]
         values = {"keep": 1.0, "drop": 0.0, "skip": None}
         if which not in values:
             raise QueryError(f"no labels {which!r}; any, {', '.join(values)}, disputed")
-        return {clip_id for clip_id, label in self._mine().items() if label.value == values[which]}
+        found = [label for label in self._mine().values() if label.value == values[which]]
+        return [label.clip_id for label in sorted(found, key=lambda label: label.time)[-MOST_LABELLED:]]
 
     def _rate(self) -> float | None:
         times = self._times[-RATE_LABELS:]

@@ -461,6 +461,7 @@ def test_clips_play_from_any_byte(made_root: Path) -> None:
         assert client.get("/thumb/c1").headers["content-type"] == "image/jpeg" and client.get("/thumb/c2").status_code == 404
         gone = client.get("/clip/c6")
         assert gone.status_code == 422 and gone.json()["code"] == "missing"
+        assert client.get("/api/clip/c6").status_code == 422, "and is not cut again at once"
         assert client.get("/api/clip/c2").json() == {"how": "the source's own packets (h264)"}
         assert "(the source is mjpeg)" in client.get("/api/clip/c3").json()["how"]
     for clip_id in ("c2", "c3"):
