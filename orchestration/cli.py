@@ -195,6 +195,7 @@ def review(
     host: Annotated[str, typer.Option(help="Address to listen on; beyond loopback the page wants the printed key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: a free one.")] = 0,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
+    recipe: RecipeOption = None,
     root: RootOption = None,
 ) -> None:
     """Label clips for the preference subset in the browser: keep, drop, compare; browse any query. Ctrl-C ends.
@@ -207,7 +208,7 @@ def review(
     """
     from orchestration.review import run_review
 
-    loaded, workspace = _given(None, None, root, None)
+    loaded, workspace = _given(recipe, None, root, None)
     run_review(loaded, workspace, where, annotator, kind, order, limit, summary, host, port, not no_browser)
 
 
