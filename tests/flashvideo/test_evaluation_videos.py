@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from flashvideo.evaluation.aggregation import Scored, dimension_score, video_par
 from flashvideo.evaluation.confidence import bootstrap, clips_that_fit, grid_place
 from flashvideo.evaluation.evaluator import Evaluator
 from flashvideo.evaluation.fusion import MappingTable
+from flashvideo.evaluation.large_blocks import return_large_blocks
 from flashvideo.evaluation.networks.stand_ins import MeanColourEncoder, stand_in_networks
 from flashvideo.evaluation.networks.umt import kinetics_labels
 from flashvideo.evaluation.protocol import VBenchProtocol
@@ -249,6 +251,23 @@ def test_clips_that_overlap_are_encoded_one_after_another(tmp_path, monkeypatch)
         scores[name] = [judge.score_of(item, dimension).clips for dimension in names]
     assert Watched.most == 1
     assert [clips["001"] for clips in scores["whole"]] == [clips["000"] for clips in scores["alone"]]
+
+
+def test_frames_are_kept_as_they_come_and_once_for_all_detectors(tmp_path):
+    """1080p as float is 25 MB a frame: the three dimensions of one detector keep the same 16 uint8 arrays."""
+    chosen = protocol()
+    rules = build_rules(stand_in_networks(), chosen)
+    given = {"object_class": {"object": "person"}, "multiple_objects": {"object": "person and dog"}}
+    prompt = Prompt(text="a", dimensions=tuple(given), auxiliary=given)
+    started = [rules.dimensions[name].start(ClipFacts(20, 8, 32, 48), prompt) for name in given]
+    frames = list(film(20, "noise"))
+    for index, frame in enumerate(frames):
+        for measurement in started:
+            measurement.add(index, frame)
+    kept = [measurement._chosen.all() for measurement in started]
+    assert len(kept[0]) == 16 and all(any(one is frame for frame in frames) for one in kept[0])
+    assert all(a is b for a, b in zip(*kept, strict=True))
+    assert return_large_blocks() is sys.platform.startswith("linux")
 
 
 def test_a_video_is_decoded_once_for_all_dimensions(tmp_path, monkeypatch):

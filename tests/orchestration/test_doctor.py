@@ -38,6 +38,16 @@ def test_the_papers_weights_are_named_file_by_file(tmp_path: Path):
     assert {"text_encoder.weights", "stage1.base_weights", "stage2.init_weights", "curation.aesthetic.head_weights"} <= set(found)
 
 
+def test_frame_metrics_and_dover_are_named_by_their_files(tmp_path: Path):
+    given = ("evaluation.frame_metrics=[musiq,niqe,piqe]", "evaluation.dover=command", "evaluation.dover_command=[no-such-dover]")
+    without = {finding.what: finding for finding in examine(load("debug", given), Workspace(tmp_path / "root"))}
+    assert without["pyiqa metrics"].found.startswith("musiq, niqe download weights")
+    assert (without["DOVER"].state, without["DOVER"].found) == ("missing", "no-such-dover is no program")
+    assert without["VBench's evaluator"].state == "note"
+    [entry] = wanted_weights(load("debug", (*given, f"evaluation.frame_weights={tmp_path}")))
+    assert missing_files(entry) == [f"{tmp_path}/musiq_koniq_ckpt-e95806b9.pth", f"{tmp_path}/niqe_modelparameters.mat"]
+
+
 def test_what_cannot_be_reached_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     (tmp_path / "file").write_text("")

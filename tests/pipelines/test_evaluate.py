@@ -85,6 +85,8 @@ def test_generated_stages_and_flickering(evaluated: tuple[JobContext, Report, Re
     assert dimension.score == results.generated[1].temporal_flickering
     assert results.totals["total"] is None and len(results.totals["missing"]) == 15
     assert results.protocol.static_filter is False and results.protocol.truth == "held-out clips"
+    assert len(results.protocol.digest) == 16 and results.protocol.sealed() == results.protocol
+    assert results.protocol.model_copy(update={"frame_stride": 2}).sealed().digest != results.protocol.digest
 
 
 def test_pictures_are_grids_of_named_columns(evaluated: tuple[JobContext, Report, Results]) -> None:
