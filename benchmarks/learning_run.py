@@ -24,7 +24,7 @@ from typing import Any
 from printed_table import print_table
 
 from flashvideo.config import SweepConfig
-from flashvideo.evaluation.sweeps import SweepName, SweepResults, SweepRow
+from flashvideo.evaluation.sweeps import SweepName, SweepResults, SweepRow, shown_metrics
 from orchestration.charts import marked
 from orchestration.report_data import Chart
 from orchestration.sweep_report import FIDELITY, Page, Part, curve_of, strips_of, write_page
@@ -137,7 +137,7 @@ def sweep_table(name: SweepName, models: list[Model], results: dict[str, dict[Sw
     """One row a value: sharpness, PSNR and metrics of every model, the paper's metrics behind them for the shape."""
     shown = [model for model in models if name in results[model.label]]
     first = results[shown[0].label][name]
-    metrics = list(first.rows[0].quality.metrics)
+    metrics = shown_metrics(first.rows[0].quality.metrics)
     own = ["sharpness", "PSNR dB", *metrics]
     groups = [(group, metric) for group in first.published for metric in PAPER_SHAPE]
     head = [first.setting, *(f"{model.label}: {column}" for model in shown for column in own)]
@@ -174,7 +174,7 @@ def page_of(models: list[Model], results: dict[str, dict[SweepName, SweepResults
         first = results[shown[0].label][name]
         part = Part(f"{first.title} (Table {first.table} in small)", [f"On {first.inputs}."], list(first.notes))
         part.columns, part.rows = [str(cell) for cell in tables[name][0]], _page_rows(tables[name])
-        for metric in [*FIDELITY, *first.rows[0].quality.metrics]:
+        for metric in [*FIDELITY, *shown_metrics(first.rows[0].quality.metrics)]:
             curves = [
                 curve
                 for model in shown

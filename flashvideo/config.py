@@ -613,5 +613,3 @@ class SweepConfig(Settings):
     """held_out: clips with truth, degraded as in evaluation. prompts: Stage I's videos of the generate job (the paper's way)."""
     items: int | None = Field(default=None, ge=1)
     """At most so many clips or prompts; None: evaluation.held_out_clips, or every prompt."""
-    frame_stride: int = Field(default=1, ge=1)
-    """Every n-th frame enters the frame metrics; recorded with the numbers."""

@@ -23,7 +23,14 @@ from pipelines.artifacts import write_atomically
 TEMPLATE = Path(__file__).with_name("sweep.html.j2")
 TILE_PX = 448
 FIDELITY = {"psnr_db": "PSNR to truth, dB", "gradient_ratio": "sharpness over truth's"}
-PAPER_NAMES = {"musiq": "MUSIQ", "maniqa": "MANIQA", "clipiqa": "CLIPIQA", "niqe": "NIQE"}
+PAPER_NAMES = {
+    "musiq": "MUSIQ",
+    "maniqa": "MANIQA",
+    "clipiqa": "CLIPIQA",
+    "niqe": "NIQE",
+    "dover_master technical": "DOVER technical",
+    "dover_master aesthetic": "DOVER aesthetic",
+}
 TIME = "enhancing, s a video"
 
 
@@ -110,7 +117,7 @@ def charts_of(results: Mapping[str, Any]) -> list[Chart]:
     placed = [row for row in results["rows"] if row["value"] is not None]
     if len(placed) < 2:
         return []
-    metrics = list(placed[0]["quality"]["metrics"])
+    metrics = [name for name in placed[0]["quality"]["metrics"] if name in PAPER_NAMES or not name.startswith("dover")]
     charts = []
     for name in [*metrics, *FIDELITY, "seconds"]:
         line = curve_of(placed, name, "ours")

@@ -124,7 +124,9 @@ def sweep(plans: Sequence[Plan]) -> list[SweepResults]:
             log.warning("%s is left out: %s", tasks[index].item.about, failed[tasks[index].item.identity])
     for plan in plans:
         if plan.name == "enhancers":
-            export_inputs(plan)
+            plan.notes.append(
+                f"inputs for another tool: {trained.workspace.relative(export_inputs(plan, failed))}, to be kept under their names"
+            )
     return [write_results(plan, failed) for plan in plans]
 
 
@@ -220,8 +222,8 @@ def models_of(trained: Trained) -> dict[str, str]:
     return models
 
 
-def export_inputs(plan: Plan) -> None:
-    """The low-quality videos for another tool: lossless, named as the sweep expects them back."""
+def export_inputs(plan: Plan, failed: Mapping[str, str]) -> Path:
+    """The folder of the low-quality videos for another tool: lossless, named as the sweep expects them back."""
     from flashvideo.models.vae import video_to_pixels
     from flashvideo.video_files import write_video
 
@@ -229,11 +231,12 @@ def export_inputs(plan: Plan) -> None:
     worker: SweepWorker | None = None
     for item in plan.items:
         path = folder / f"{item.name}.mp4"
-        if path.is_file():
+        if path.is_file() or item.identity in failed:
             continue
         worker = worker or SweepWorker(plan.trained)
         small = video_to_pixels(worker.small(item)[0])
         write_video(path, small[:, : small.shape[1] // 2 * 2, : small.shape[2] // 2 * 2], plan.trained.recipe.latents.frame_rate_hz, 0)
+    return folder
 
 
 # ---- the command line ------------------------------------------------------------------------------------------------

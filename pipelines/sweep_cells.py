@@ -10,13 +10,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from flashvideo.config import FrameShape, Settings, Stage2SamplingConfig, SweepConfig
+from flashvideo.evaluation.networks.frame_metrics import identity
 from flashvideo.evaluation.sweeps import SWEEP_NAMES, VERSION, SweepName
 from pipelines.artifacts import Report, Workspace
 from pipelines.generate import read_manifest
@@ -258,13 +258,18 @@ class _Maker:
 
     def __init__(self, trained: Trained, sweep: SweepName) -> None:
         self.trained, self.sweep = trained, sweep
-        recipe = trained.recipe
+        config = trained.recipe.evaluation
+        weights = None if config.frame_weights is None else Path(config.frame_weights).expanduser()
+        try:
+            metrics = {name: identity(name, weights) for name in config.frame_metrics}
+        except OSError as error:
+            raise UserError(f"evaluation.frame_weights: {error.filename} cannot be read: {error.strerror}") from None
         self.scoring = {
             "sweeps": VERSION,
-            "metrics": {name: f"pyiqa {version('pyiqa')} {name}" for name in recipe.evaluation.frame_metrics},
-            "frame_stride": recipe.sweep.frame_stride,
-            "device": "cuda" if recipe.runtime.gpus_per_model_worker > 0 else "cpu",
-        }
+            "metrics": metrics,
+            "frame_stride": config.frame_stride,
+            "device": "cuda" if trained.recipe.runtime.gpus_per_model_worker > 0 else "cpu",
+        } | ({"dover": [config.dover, *config.dover_command]} if config.dover != "none" else {})
 
     def cell(
         self,

@@ -44,7 +44,7 @@ class Rates:
                 continue
             if cell.kind == "enhanced":
                 sampling.append((found["times"]["sample_s"] + found["times"]["decode_s"]) / video_teraflops(cell, trained))
-            scoring.append(found["times"]["measure_s"] / len(range(0, found["frames"], trained.recipe.sweep.frame_stride)))
+            scoring.append(found["times"]["measure_s"] / len(range(0, found["frames"], trained.recipe.evaluation.frame_stride)))
         self.source = "from finished cells of this root"
         self.seconds_per_teraflop = statistics.median(sampling) if sampling else _training_rate(trained)
         if not sampling:
@@ -55,7 +55,7 @@ class Rates:
         """Of so many videos; None where there is nothing to go by."""
         if self.seconds_per_teraflop is None:
             return None
-        stride = trained.recipe.sweep.frame_stride
+        stride = trained.recipe.evaluation.frame_stride
         frames = len(range(0, cell.shape.frames, stride))
         per_frame = self.seconds_per_frame
         if per_frame is None:
@@ -90,7 +90,7 @@ def print_costs(plans: Sequence[Plan], trained: Trained) -> None:
             total += seconds or 0.0
             state = "shared" if shared else f"{len(items) - left} of {len(items)} done"
             tera = video_teraflops(cell, trained)
-            frames = left * len(range(0, cell.shape.frames, trained.recipe.sweep.frame_stride))
+            frames = left * len(range(0, cell.shape.frames, trained.recipe.evaluation.frame_stride))
             size = f"{cell.shape.frames}x{cell.shape.height}x{cell.shape.width}"
             forward = str(forwards(cell)) if cell.sampling else MISSING
             rows.append(

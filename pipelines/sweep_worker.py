@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,14 +21,16 @@ from torch import Tensor
 
 from flashvideo.cascade import FlashVideoCascade, attention_options, enlarge, load_previews, seeded, stage2_prompt
 from flashvideo.config import FrameShape
-from flashvideo.evaluation.frame_quality import FrameMetrics, mean_gradient_magnitude, psnr_db
+from flashvideo.evaluation.frame_quality import mean_gradient_magnitude
 from flashvideo.evaluation.results import QualityRow
+from flashvideo.evaluation.video_metrics import VideoMetrics
 from flashvideo.models.transformer import CogVideoXTransformer
 from flashvideo.models.vae import LatentPosterior, pixels_to_video, video_to_pixels
 from flashvideo.objectives.degradation import resize
 from flashvideo.sampling.stage2 import enhance_latents
 from flashvideo.training.pieces import Piece, PieceFolder
 from flashvideo.video_files import VideoFileError, frames_digest, read_video, write_picture
+from pipelines.evaluate import measure
 from pipelines.generate import preview_path
 from pipelines.job import Progress, UserError, write_json
 from pipelines.recipe import Recipe
@@ -81,9 +82,9 @@ class SweepWorker:
         self._recipe: Recipe = trained.recipe
         self._device = model_device(trained.recipe)
         try:
-            self._metrics = FrameMetrics(trained.recipe.evaluation.frame_metrics, self._device)
+            self._metrics = VideoMetrics(trained.recipe.evaluation, trained.recipe.latents.frame_rate_hz, self._device)
         except ValueError as error:
-            raise UserError(f"evaluation.frame_metrics: {error}") from None
+            raise UserError(f"evaluation: {error}") from None
 
     @cached_property
     def _cascade(self) -> FlashVideoCascade:
@@ -153,22 +154,12 @@ class SweepWorker:
             },
         )
 
-    def _measure(self, cell: Cell, frames: NDArray[np.uint8], truth: NDArray[np.uint8] | None, truth_gradient: float | None) -> QualityRow:
+    def _measure(self, cell: Cell, frames: NDArray[np.uint8], truth: NDArray[np.uint8] | None, gradient: float | None) -> QualityRow:
         """The item's row. Raises NoVideo where a metric has no number for it."""
         try:
-            metrics = self._metrics(frames, self._recipe.sweep.frame_stride)
+            return measure(cell.label, frames, self._metrics, None if cell.kind == "truth" else truth, gradient)
         except ValueError as error:  # a metric that is not finite, e.g. on flat frames
             raise NoVideo(str(error)) from None
-        gradient = mean_gradient_magnitude(frames)
-        fidelity_db = None if truth is None or cell.kind == "truth" else psnr_db(frames, truth)
-        return QualityRow(
-            name=cell.label,
-            clips=1,
-            metrics=metrics,
-            gradient=gradient,
-            gradient_ratio=gradient / truth_gradient if truth_gradient else None,
-            psnr_db=fidelity_db if fidelity_db is not None and math.isfinite(fidelity_db) else None,
-        )
 
     def _frames(self, cell: Cell, item: Item, prepared: Prepared, times: dict[str, float]) -> tuple[NDArray[np.uint8], str]:
         """uint8 T H W C of a cell, and a note on how they came to their size. Raises NoVideo."""

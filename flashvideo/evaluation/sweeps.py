@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -20,10 +20,16 @@ SWEEP_NAMES: tuple[SweepName, ...] = get_args(SweepName)
 VERSION = "1"
 """Bumped when code of the sweeps changes a number."""
 
-METRIC_COLUMNS = {"musiq": "MUSIQ", "maniqa": "MANIQA", "clipiqa": "CLIPIQA", "niqe": "NIQE"}
-"""pyiqa's name -> the paper's column."""
+METRIC_COLUMNS = {
+    "musiq": "MUSIQ",
+    "maniqa": "MANIQA",
+    "clipiqa": "CLIPIQA",
+    "niqe": "NIQE",
+    "dover_master technical": "DOVER technical",
+    "dover_master aesthetic": "DOVER aesthetic",
+}
+"""Our name -> the paper's column. DOVER's: the convention whose range the paper's numbers have (flashvideo/evaluation/dover.py)."""
 PAPER_COLUMNS = ("MUSIQ", "MANIQA", "CLIPIQA", "NIQE", "DOVER technical", "DOVER aesthetic")
-LOWER_IS_BETTER = frozenset({"NIQE", "PIQE", "BRISQUE", "ILNIQE"})
 
 
 @dataclass(frozen=True)
@@ -139,6 +145,11 @@ def metric_column(metric: str) -> str:
     return METRIC_COLUMNS.get(metric, metric.upper())
 
 
+def shown_metrics(metrics: Iterable[str]) -> list[str]:
+    """Those that a table has room for: DOVER's other numbers stay in results.json."""
+    return [metric for metric in metrics if metric in METRIC_COLUMNS or not metric.startswith("dover")]
+
+
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 
@@ -155,7 +166,7 @@ MISSING = "–"
 
 def table_of(results: SweepResults) -> Table:
     """Ours and the paper's rows: references, then each value with the paper's below it, then the paper's other rows."""
-    ours = [metric_column(metric) for metric in results.rows[0].quality.metrics] if results.rows else []
+    ours = [metric_column(metric) for metric in shown_metrics(results.rows[0].quality.metrics)] if results.rows else []
     metrics = (*PAPER_COLUMNS, *(name for name in ours if name not in PAPER_COLUMNS))
     columns = (results.setting, "whose", "videos", *metrics, "PSNR, dB", "sharpness", "s/video")
     rows = [row for entry in results.rows for row in _lines(entry, metrics)]
@@ -178,7 +189,7 @@ def _lines(entry: SweepRow, metrics: Sequence[str]) -> Iterator[tuple[str, ...]]
         shown(entry.time.enhance_s if entry.time else None, ".2f"),
     )
     for group, values in entry.published.items():
-        yield _paper_line(entry.label, group, values, metrics)
+        yield _paper_line(STANDS_BESIDE.get(entry.label, entry.label), group, values, metrics)
 
 
 def _paper_line(label: str, group: str, values: Mapping[str, float], metrics: Sequence[str]) -> tuple[str, ...]:

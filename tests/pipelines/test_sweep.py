@@ -13,8 +13,8 @@ from PIL import Image
 from trained_root import FULL, context_of, finish_training, make_root, moving_texture, small_recipe
 
 from curation.video import read_clip
-from flashvideo.evaluation.frame_quality import FrameMetrics
 from flashvideo.evaluation.sweeps import SweepName, SweepResults
+from flashvideo.evaluation.video_metrics import VideoMetrics
 from flashvideo.models.transformer import CogVideoXTransformer
 from flashvideo.training.checkpoints import Checkpoints
 from flashvideo.training.pieces import Piece, write_pieces
@@ -70,7 +70,7 @@ def test_the_cell_at_the_recipes_settings_is_the_evaluate_jobs_enhanced_clip(tra
     """Four steps is what the recipe samples with: the same pixels, though encoded apart."""
     context = trained.context()
     cascade = load_cascade(trained.workspace, trained.recipe, trained.reports, torch.device("cpu"), with_stage1=False)
-    tools = evaluate.Tools(cascade, cascade, FrameMetrics((), torch.device("cpu")), torch.device("cpu"))
+    tools = evaluate.Tools(cascade, cascade, VideoMetrics(trained.recipe.evaluation, 8, torch.device("cpu")), torch.device("cpu"))
     items, _ = choose_items(trained)
     assert items[0].clip is not None
     clip = items[0].clip
@@ -193,10 +193,24 @@ def test_another_tools_folder_is_a_column(trained: Trained, tmp_path: Path) -> N
     assert good.quality.psnr_db is not None and good.quality.psnr_db > 25  # its file is yuv420
     assert good.quality.clips == 1 and odd.quality.psnr_db is None and odd.quality.gradient_ratio is None
     said = " ".join(results.notes)
+    assert "inputs for another tool: sweep/enhancers/inputs" in said
     assert "1 of 2 items have no video named after them" in said and "Strange: none of its 1 videos is named after an item" in said
     assert "48x64 px, resized to 64x96" in said
     ours = results.row("ours")
     assert ours is not None and ours.published[""]["MUSIQ"] == 58.69
+
+
+def test_dovers_columns_are_the_papers_convention_and_named_as_a_stand_in(trained: Trained) -> None:
+    evaluation = trained.recipe.evaluation.model_copy(update={"dover": "stand_in"})
+    config = trained.recipe.sweep.model_copy(update={"nfe": (1,)})
+    recipe = trained.recipe.model_copy(update={"evaluation": evaluation, "sweep": config})
+    (results,) = done(Trained(recipe, trained.workspace, trained.reports), "nfe")
+    row = results.row("1")
+    assert row is not None and row.protocol["dover"] == ["stand_in"]
+    with open(trained.folder / "nfe" / "table.csv") as file:
+        (line,) = [line for line in csv.DictReader(file) if line["NFE"] == "1" and line["whose"] == "ours"]
+    assert float(line["DOVER technical"]) == pytest.approx(row.quality.metrics["dover_master technical"], rel=1e-3)
+    assert not [name for name in line if name.startswith("DOVER") and name not in ("DOVER technical", "DOVER aesthetic")]
 
 
 @pytest.mark.parametrize(
@@ -248,7 +262,7 @@ def test_steps_outside_of_what_was_trained_are_said(trained: Trained) -> None:
 
 
 def test_no_jobs_fingerprint_knows_of_sweeps(trained: Trained) -> None:
-    changed = trained.recipe.model_copy(update={"sweep": trained.recipe.sweep.model_copy(update={"nfe": (3,), "frame_stride": 2})})
+    changed = trained.recipe.model_copy(update={"sweep": trained.recipe.sweep.model_copy(update={"nfe": (3,), "inputs": "prompts"})})
     assert all(fingerprint(job.settings(changed)) == fingerprint(job.settings(trained.recipe)) for job in JOBS)
 
 
