@@ -10,6 +10,7 @@
       artifacts/<job>/current.json    the fingerprint that the store's tables hold
       logs/<run_id>/<job>.log         and <job>.progress.json
       prefect/                        Prefect's own data, embedded server
+      review/                         labels on their way into the store, clips cut for the page
       report.html
 
 A job's fingerprint hashes its code version, its part of the recipe and the *digests of what its upstream
