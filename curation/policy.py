@@ -22,6 +22,9 @@ from curation.schema import CLIPS
 MAX_RULES = 62
 """reject_mask is an int64, one bit a rule."""
 
+TEXT_LIMIT_BYTES = 2_000_000_000
+"""Of one array with 32-bit offsets; 3.5 M captions of 100 words are more."""
+
 ABSENT = "absent"
 """Reason of a clip whose file was not listed at the last ingest."""
 SOURCE_FAILED = "source:failed"
@@ -101,7 +104,7 @@ def judge(clips: pa.Table, rules: Sequence[Rule], open_errors: Collection[str] =
     """
     count = clips.num_rows
     causes: list[tuple[str, pa.Array]] = []
-    mask, missing = np.zeros(count, np.int64), whole_column(clips, "caption").is_null()
+    mask, missing = np.zeros(count, np.int64), clips["caption"].is_null().combine_chunks()
     no_caption = missing
     for bit, rule in enumerate(rules):
         outcome = _outcome(clips, rule)
@@ -191,7 +194,11 @@ def _compare(relation: object, values: pa.Array, bound: float) -> pa.Array:
 def whole_column(rows: pa.Table, name: str) -> pa.Array:
     """The column as one array; copied only where it is in pieces (`combine_chunks` copies a single piece too)."""
     column = rows.column(name)
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    if pa.types.is_string(column.type) and column.nbytes > TEXT_LIMIT_BYTES:
+        column = column.cast(pa.large_string())
+    return column.combine_chunks()
 
 
 def _numpy(mask: pa.Array) -> np.ndarray:

@@ -255,10 +255,10 @@ def test_indexes_change_no_answer(store: Store) -> None:
     columns = {"clip_id": ids, "source_id": [f"s{i // 5}" for i in range(10)], "motion_proxy": motion, "state": ["new"] * 10}
     store.upsert("clips", clips(**columns))
     plain = answers()
-    assert "clips.motion_proxy" in store.build_indexes()
+    assert store.build_indexes() == ["clips.clip_id", "clips.source_id", "clips.state", "clips.media_type"]
     assert store.build_indexes() == []
     assert answers() == plain
-    assert "ScalarIndexQuery" in store.dataset("clips").scanner(filter="motion_proxy >= 5").explain_plan()
+    assert "ScalarIndexQuery" in store.dataset("clips").scanner(filter="clip_id = 'c05'").explain_plan()
 
     store.merge_columns("clips", clips(clip_id=ids[:5], motion_proxy=[9.0] * 5, state=["kept"] * 5))
     store.upsert("clips", clips(clip_id=["c05", "c99"], motion_proxy=[None, 7.0], state=["kept", "new"]))

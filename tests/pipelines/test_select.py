@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from curation import policy
 from curation.config import PolicyConfig, Rule
 from curation.schema import CLIPS
 from curation.store import Store
@@ -192,6 +194,25 @@ def test_a_new_caption_changes_the_digest(workspace: Workspace) -> None:
     first = run(workspace)
     Store.open(workspace.store).merge_columns("clips", pa.table({"clip_id": ["a1"], "caption": ["another"]}))
     assert run(workspace).digest != first.digest
+
+
+def test_more_text_than_one_array_holds_has_the_same_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captions in pieces, as they come when they pass the limit."""
+    texts = pa.chunked_array([["a", "é", None], ["", "longer"]])
+    whole = pa.table({"caption": texts.combine_chunks()})
+    monkeypatch.setattr("curation.policy.TEXT_LIMIT_BYTES", 1)
+    pieces = pa.table({"caption": policy.whole_column(pa.table({"caption": texts}), "caption")})
+    assert pieces["caption"].type == pa.large_string()
+    assert select._content_hash(pieces, ["caption"]) == select._content_hash(whole, ["caption"])
+    one, other = hashlib.sha256(), hashlib.sha256()
+    select._hash_array(pieces["caption"].chunk(0).slice(1), one)
+    select._hash_array(whole["caption"].chunk(0).slice(1), other)
+    assert one.digest() == other.digest()
+
+
+@pytest.mark.parametrize("ids", [["c" * 16, "a" * 16, "b" * 16], ["same8byt" + "2" * 8, "same8byt" + "1" * 8, "a" * 16], ["b", "aa", "a"]])
+def test_ids_sort_as_texts_do(ids: list[str]) -> None:
+    assert pa.array(ids).take(select._sorted_places(pa.array(["before", *ids]).slice(1))).to_pylist() == sorted(ids)
 
 
 def test_moved_files_with_equal_content_get_their_own_release(workspace: Workspace) -> None:
