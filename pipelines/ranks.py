@@ -1,11 +1,12 @@
-"""Starts the ranks of a training job, through Ray Train or as plain processes; both run the same function.
+"""Starts the ranks of a training job, through Ray Train, as plain processes, or under torchrun; all run the same function.
 
 Ray Train restarts the group from the last checkpoint when a rank dies, `engine.max_restarts` times; so does the
-local launcher. The function finds its own checkpoint, so a restart is a relaunch.
+local launcher, and torchrun with --max-restarts. The function finds its own checkpoint, so a restart is a relaunch.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -21,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from flashvideo.config import EngineConfig
-from pipelines.job import log
+from pipelines.artifacts import write_atomically
+from pipelines.job import UserError, log
 from pipelines.recipe import Recipe
 
 POLL_S = 0.2
@@ -53,6 +55,8 @@ def start_ranks(request: RankRequest, recipe: Recipe, engine: EngineConfig) -> N
     """Runs all ranks to their end. Raises RankFailure."""
     if recipe.runtime.backend == "ray":
         _through_ray(request, recipe, engine)
+    elif recipe.runtime.backend == "torchrun":
+        _by_torchrun(request, engine)
     else:
         _as_processes(request, engine)
 
@@ -220,8 +224,6 @@ def _as_processes(request: RankRequest, engine: EngineConfig) -> None:
 
 def _one_group(request: RankRequest, engine: EngineConfig) -> list[tuple[int, int]]:
     """Starts the ranks and waits; when one fails the others are stopped. Returns (rank, exit code) of the failed."""
-    import json
-
     with tempfile.TemporaryDirectory() as meeting:
         written = Path(meeting) / "request.json"
         written.write_text(json.dumps(asdict(request)))
@@ -252,12 +254,36 @@ def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
-def _main() -> None:
-    import json
+# -------------------------------------------------------------------------------------------------- torchrun
 
+REQUEST_FILE, TRAINED_FILE = "request.json", "trained.json"
+
+
+def _by_torchrun(request: RankRequest, engine: EngineConfig) -> None:
+    """Returns where torchrun has trained; else writes what the ranks need and raises UserError with the command that starts them."""
+    folder = Path(request.folder)
+    if (folder / TRAINED_FILE).is_file():
+        return
+    write_atomically(folder / REQUEST_FILE, json.dumps(asdict(request)))
+    raise UserError(
+        f"{request.job} is ready for torchrun. On every node, with this folder mounted: torchrun --nnodes=NODES --nproc-per-node=GPUS "
+        f"--rdzv-backend=c10d --rdzv-endpoint=HOST:29500 --max-restarts={engine.max_restarts} -m pipelines.ranks {folder / REQUEST_FILE}; "
+        f"{engine.num_ranks} ranks in all, or another number that divides the batches. Then give the present command again"
+    )
+
+
+def _main() -> None:
+    """`REQUEST RENDEZVOUS NUM_RANKS RANK`, or `REQUEST` alone under torchrun, whose environment says the rest."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", stream=sys.stderr)
-    written, rendezvous, num_ranks, rank = sys.argv[1:]
-    run_rank(RankRequest(**json.loads(Path(written).read_text())), int(rank), int(num_ranks), rendezvous)
+    written, *place = sys.argv[1:]
+    request = RankRequest(**json.loads(Path(written).read_text()))
+    if place:
+        rendezvous, num_ranks, rank = place
+        run_rank(request, int(rank), int(num_ranks), rendezvous)
+        return
+    run_rank(request)
+    if os.environ["RANK"] == "0":
+        write_atomically(Path(request.folder) / TRAINED_FILE, json.dumps({"num_ranks": int(os.environ["WORLD_SIZE"])}))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ class RuntimeConfig(Settings):
     runner: str = "ray"
     """ray: every job is a Ray job. local: every job is a child process."""
     backend: str = "ray"
-    """Inside a job: ray spreads the work over Ray workers; local keeps it in the job's process tree."""
+    """Inside a job: ray spreads the work over Ray workers; local keeps it in the job's process tree; torchrun is local, but
+    for training, whose ranks you start (the job says with which command)."""
     ray_address: str | None = None
     """http(s)://host:8265 of a cluster's job server. None: a local Ray is started and stopped with the run."""
     ray_object_store_bytes: int = 200_000_000
@@ -95,8 +96,8 @@ class Recipe(Settings):
                     f"{where}.transformer.text_embed_dim = {transformer.text_embed_dim} but text_encoder.embed_dim = "
                     f"{self.text_encoder.embed_dim}; they must be equal"
                 )
-        if self.runtime.runner not in ("ray", "local") or self.runtime.backend not in ("ray", "local"):
-            raise ValueError("runtime.runner and runtime.backend are ray or local")
+        if self.runtime.runner not in ("ray", "local") or self.runtime.backend not in ("ray", "local", "torchrun"):
+            raise ValueError("runtime.runner is ray or local; runtime.backend also torchrun")
         return self
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
+import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -17,6 +20,8 @@ from safetensors.torch import save_file
 
 from flashvideo.training.metrics import read_losses
 from orchestration.memory import tree
+from pipelines import ranks
+from pipelines.job import UserError
 from pipelines.ranks import RankRequest, start_ranks
 from pipelines.recipe import Recipe, dump
 from pipelines.sample_lists import SAMPLES, write_samples
@@ -78,6 +83,27 @@ def test_two_ranks_as_processes_train_what_one_does(uninterrupted: Path, tmp_pat
     assert len(losses(one)) == ITERATIONS
     few = slice(0, 20)  # beyond, roundings grow with the weights
     assert [row[1] for row in losses(uninterrupted)[few]] == pytest.approx([row[1] for row in losses(one)[few]], rel=1e-5)
+
+
+def test_under_torchrun_the_job_says_how_to_start_and_goes_on_when_it_has_trained(
+    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One rank here, from torchrun's environment; it trains what the two did."""
+    wanted = recipe(2, "torchrun")
+    with pytest.raises(UserError, match=r"torchrun .* -m pipelines.ranks (\S+request.json); 2 ranks in all"):
+        train(tmp_path, "by_hand", wanted)
+    request = tmp_path / "by_hand" / "request.json"
+    environment = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        environment["MASTER_PORT"] = str(probe.getsockname()[1])
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["ranks", str(request)])
+    ranks._main()
+    few = slice(0, 20)
+    assert [row[1] for row in losses(request.parent)[few]] == pytest.approx([row[1] for row in losses(uninterrupted)[few]], rel=1e-5)
+    start_ranks(RankRequest(**json.loads(request.read_text())), wanted, wanted.stage1.engine)
 
 
 class Killer(threading.Thread):
