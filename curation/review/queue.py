@@ -141,27 +141,29 @@ class Queue:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._order = np.arange(len(pool.ids))
+        self._waiting: Sequence[str] = pool.ids
         self._front: deque[str] = deque()
         self._given = 0
 
     def reorder(self, order: np.ndarray) -> None:
         """Takes another order for what is behind the front."""
-        self._order = order
+        self._waiting = [self._pool.ids[place] for place in order.tolist()]
 
     def ahead(self, mine: set[str], others: set[str]) -> list[str]:
         """Up to FRONT clips that are not in `mine`; of those, clips in `others` (judged by other people) come last or as overlap."""
         self._front = deque(clip_id for clip_id in self._front if clip_id not in mine)
-        if len(self._front) < FRONT:
-            waiting = [self._pool.ids[place] for place in self._order.tolist()]
-            out = mine | set(self._front)
-            fresh = deque(clip_id for clip_id in waiting if clip_id not in out and clip_id not in others)
-            judged = deque(clip_id for clip_id in waiting if clip_id not in out and clip_id in others)
-            while len(self._front) < FRONT and (fresh or judged):
-                self._given += 1
-                overlap = judged and (not fresh or self._given % OVERLAP_EVERY == 0)
-                self._front.append((judged if overlap else fresh).popleft())
+        while len(self._front) < FRONT:
+            self._given += 1
+            overlap = self._given % OVERLAP_EVERY == 0
+            found = self._first(mine, others, overlap) or self._first(mine, others, not overlap)
+            if found is None:
+                break
+            self._front.append(found)
         return list(self._front)
+
+    def _first(self, mine: set[str], others: set[str], judged: bool) -> str | None:
+        open_ = (clip_id for clip_id in self._waiting if clip_id not in mine and (clip_id in others) == judged)
+        return next((clip_id for clip_id in open_ if clip_id not in self._front), None)
 
     def put_back(self, clip_id: str) -> None:
         """The clip comes next."""

@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 KINDS = ("keep", "pair")
 COMMIT_LABELS, COMMIT_S = 100, 30.0
 """So many waiting labels, or so many seconds since the first, make a commit; each is a version of the table."""
-RETRAIN_LABELS = 8
-"""New labels after which the head is trained anew."""
+RETRAIN_LABELS, RETRAIN_SHARE = 8, 0.02
+"""New labels after which the head is trained anew: so many, and this share of those it knows."""
 MOST_SHEET_CLIPS = 600
 MOST_LABELLED = 1_000
 """Labelled clips that a sheet chooses from, the newest."""
@@ -114,14 +114,14 @@ class Session:
         self._mutex = threading.RLock()
         self._chance: np.ndarray | None = None
         self._head: Head | None = None
-        self._trained_on = -1
+        self._trained_on = 0
         self._undone: list[tuple[str, str, Label | None, tuple[str, ...]]] = []
         self._times: list[float] = []
         self.counts: Counter[str] = Counter()
         self._clips: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._waiting_since: float | None = None
         self._pairs: list[tuple[str, str]] = []
-        self.retrain()
+        self._order = np.arange(len(self.pool.ids))
         self._stop = threading.Event()
         self._keeper = threading.Thread(target=self._keep_house, name="review", daemon=True)
         self._keeper.start()
@@ -259,15 +259,20 @@ class Session:
         self.previews.close()
 
     def _keep_house(self) -> None:
-        while not self._stop.wait(0.5):
+        while not self._stop.is_set():
             try:
                 self._commit_if_due()
-                told = sum(label.value is not None for label in self.book.labels())
-                if told >= max(self._trained_on + RETRAIN_LABELS, LEAST_LABELS) or told < self._trained_on:
+                if self._has_to_learn():
                     self.retrain()
+                self._stop.wait(0.5)
             except Exception:  # labels stay in the write-ahead file and are tried again
                 log.exception("the labels could not be brought into the store yet; they are kept in %s", self.settings.root / "review")
                 self._stop.wait(COMMIT_S)
+
+    def _has_to_learn(self) -> bool:
+        told = sum(label.value is not None for label in self.book.labels())
+        new = max(RETRAIN_LABELS, RETRAIN_SHARE * self._trained_on)
+        return told >= max(self._trained_on + new, LEAST_LABELS) or told < self._trained_on
 
     def _commit_if_due(self) -> None:
         waiting = self.book.waiting

@@ -28,7 +28,7 @@ from curation.policy import preferred
 from curation.query import open_dataset
 from curation.review import agreement
 from curation.review.command import print_summary
-from curation.review.head import Targets, auc, cross_validate, features_of, targets_of, train
+from curation.review.head import Targets, auc, cross_validate, features_of, fit, targets_of, train
 from curation.review.labels import KEEP, PAIR, Label, LabelBook, ReviewError, labels_digest, pair_of, read_labels, recover
 from curation.review.queue import FRONT, Queue, by_uncertainty, diverse, next_pairs, read_pool
 from curation.review.server import ASSETS, Access, address_of, host_of, listen, make_app
@@ -295,6 +295,8 @@ def test_the_uncertain_clip_is_between_what_was_kept_and_what_was_dropped(embedd
     head = train(pool.features, targets_of(labels, pool.place), pool.sources)
     assert head is not None
     order = [pool.ids[place] for place in by_uncertainty(head.probabilities(pool.features), pool.ids)]
+    solution = fit(pool.features.values, targets_of(labels, pool.place), (-head.weights, 3.0))
+    assert np.allclose(solution[0], head.weights, atol=1e-4) and solution[1] == pytest.approx(head.intercept, abs=1e-4), "one solution"
     assert set(order[:5]) == {"18", "19", "20", "21", "22"}
     assert set(order[-4:]) <= {f"{index:02d}" for index in (*range(8), *range(33, 41))}
     assert (head.check.accuracy, head.check.auc, head.check.always) == (1.0, 1.0, 0.5)
