@@ -213,7 +213,8 @@ def open_run(workspace: Workspace, recipe: Recipe, target: str, run_id: str | No
         processes.end_leftovers(workspace.root)
         jobs = [spec.name for spec in jobs_for(*TARGETS[target])]
         board = Board([*([] if recipe.sources else ["samples"]), *jobs], f"{target}, recipe {recipe.name}, logs {workspace.logs(run_id)}")
-        run = Run(workspace, recipe, target, run_id, board, MemorySampler())
+        pinned = recipe.model_copy(update={"labels": workspace.labels(recipe)})
+        run = Run(workspace, pinned, target, run_id, board, MemorySampler())
         _record_recipe(run)
         _OPEN[run_id] = run
         _heed_signals()
@@ -246,8 +247,8 @@ def _heed_signals() -> None:
 def _record_recipe(run: Run) -> None:
     try:
         run.logs.mkdir(parents=True, exist_ok=True)
-        for path in (run.recipe_file, run.workspace.root / "recipe.json"):
-            write_atomically(path, dump(run.recipe))
+        write_atomically(run.recipe_file, dump(run.recipe))
+        write_atomically(run.workspace.root / "recipe.json", dump(run.recipe.model_copy(update={"labels": None})))
     except OSError as error:
         raise UserError(f"cannot write under {run.workspace.root}: {error.strerror}; choose another --root") from None
 

@@ -151,11 +151,18 @@ class Workspace:
             from curation.captions.sidecar import sidecar_listing
 
             facts.append(sidecar_listing(f.uri for f in list_sources(self.sources(recipe)).files))
-        if spec.name == "select" and recipe.curation.policy.preference_subset == "labels":
-            from curation.review.labels import labels_digest
-
-            facts += [digest] if (digest := labels_digest(self.store)) else []
+        if spec.name == "select":
+            digest = self.labels(recipe) if recipe.labels is None else recipe.labels
+            facts += [digest] if digest else []
         return fingerprint(*facts)
+
+    def labels(self, recipe: Recipe) -> str:
+        """Digest of the labels that select would read now; empty: there are none, or the recipe does not go by them."""
+        if recipe.curation.policy.preference_subset != "labels":
+            return ""
+        from curation.review.labels import labels_digest
+
+        return labels_digest(self.store) or ""
 
     def states(self, recipe: Recipe, targets: Sequence[str]) -> list[JobState]:
         """Every job that the targets need, in running order, with what is already done.

@@ -76,6 +76,8 @@ class Recipe(Settings):
     evaluation: EvaluationConfig = EvaluationConfig()
     sweep: SweepConfig = SweepConfig()
     runtime: RuntimeConfig = Field(default=RuntimeConfig())
+    labels: str | None = None
+    """Digest of people's labels when the run began, filled in by it: what is said meanwhile waits for the next. None: as they are now."""
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> Recipe:

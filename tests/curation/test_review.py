@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -37,6 +38,7 @@ from curation.schema import CLIPS, EMBEDDING_WIDTH
 from curation.store import Store
 from curation.video import decode, probe
 from orchestration.review import next_command, run_review
+from orchestration.runs import open_run
 from pipelines import select
 from pipelines.artifacts import Report, Workspace
 from pipelines.job import UserError
@@ -560,6 +562,9 @@ def test_select_takes_the_clips_that_people_chose(root: Path) -> None:
         select.write(store, selection)
         return name, set(store.read("clips", ["clip_id"], "subsets has 'preference'")["clip_id"].to_pylist())
 
+    with open_run(workspace, recipe, "curate") as run:
+        begun = run.recipe
+    assert json.loads((root / "recipe.json").read_text())["labels"] is None, "the next run looks anew"
     before, chosen = selected()
     assert chosen == set() and labels_digest(workspace.store) is None
     for annotator, votes in (("anna", {"c1": 1.0, "c2": 1.0, "c3": 0.0, "c6": 1.0}), ("ben", {"c2": 0.0, "c5": 1.0, "c4": None})):
@@ -569,6 +574,7 @@ def test_select_takes_the_clips_that_people_chose(root: Path) -> None:
     after, chosen = selected()
     assert chosen == {"c1", "c5"}, "c2 is disputed, c6 does not pass the policy"
     assert after != before, "labels make select run again"
+    assert workspace.job_fingerprint(begun, spec, upstream) == before, "but not in the midst of a run"
     store.compact()
     assert selected() == (after, {"c1", "c5"})
     kept = store.read("clips", where="state = 'kept'")
