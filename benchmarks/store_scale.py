@@ -1,10 +1,15 @@
-"""How the store answers over many synthetic clips: one table of seconds. Targets: store.md, 2 M rows on a two-core machine.
+"""How the store answers over many synthetic clips, beside DuckDB over Parquet and pandas over JSON lines. Targets: store.md, 2 M
+rows on a two-core machine.
 
-    .venv/bin/python benchmarks/store_scale.py --rows 2000000 [--folder /tmp/scale] [--indexes] [--peers duckdb,pandas]
+    .venv/bin/python benchmarks/store_scale.py --rows 2000000 --folder /tmp/scale [--peer-python PYTHON] [--prepare]
+    .venv/bin/python benchmarks/store_scale.py --rows 2000000 --folder /tmp/scale --ask store,duckdb,pandas
 
-Queries are the best of three in this warm process; writes are measured once. The folder is deleted unless given. Peers get
-the same rows (benchmarks/store_peers.py): DuckDB over Parquet, pandas over JSON lines, each in a process of its own, which
-may be of another environment (`--peer-python`); one that is not installed there is named and left out.
+`--prepare` writes the rows only: the store, and of the same rows a Parquet file and a file of JSON lines. Each is then asked in
+a process of its own, one after the other (benchmarks/store_peers.py for the peers, which may be of another environment);
+nothing is held in memory between commands but by pandas, which has loaded everything. Times are medians after one try that
+is not counted (queries of 7, writes of `--writes`; 1 means the first try itself); memory is the peak of the process tree's
+PSS. A peer that needs more than `--limit-gib` ends there, and the table says so. `--ask` measures some of them and leaves the
+others' answers as they were; the folder is deleted afterwards unless it was given.
 """
 
 from __future__ import annotations
@@ -12,8 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,18 +28,21 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from printed_table import print_table
+from process_tree import measure
+from pyarrow import parquet
 
 from curation.config import PolicyConfig, Rule
-from curation.policy import funnel
 from curation.query import histogram, open_dataset
+from curation.releases import diff
 from curation.schema import CLIPS
-from curation.store import Store
+from curation.store import Store, lance
 from pipelines import select
 
 CLIPS_A_SOURCE = 20
 BATCH = 250_000
+SUBJECTS = 9973
+FRAGMENT_ROWS = 1_000_000
 WHERE = "motion_proxy >= 1.1 and aesthetic_proxy >= 5.5"
 
 
@@ -55,49 +63,66 @@ def rules(motion: float) -> PolicyConfig:
 def batch(start: int, count: int) -> pa.Table:
     """Clips start to start + count; values depend on the place only."""
     draw = np.random.default_rng(start)
-    place = np.arange(start, start + count)
-    source = place // CLIPS_A_SOURCE
+    place = np.arange(start, start + count, dtype=np.uint64)
+    source = (place // CLIPS_A_SOURCE).astype(np.int64)
+    first = int(source[0])
+    names = range(first, int(source[-1]) + 1)
+    subjects = pa.array([f"A shot of subject {i}, slow pan to the left, daylight, six seconds." for i in range(SUBJECTS)])
+    turn = place.astype(np.int64) % CLIPS_A_SOURCE
     columns = {
-        "clip_id": [f"{(int(i) * 0x9E3779B97F4A7C15) % 2**64:016x}" for i in place],
-        "source_id": [f"{int(s):032x}" for s in source],
-        "uri": [f"/films/{int(s):08}.mp4" for s in source],
-        "media_type": ["video"] * count,
-        "start_us": (place % CLIPS_A_SOURCE) * 6_125_000,
-        "end_us": (place % CLIPS_A_SOURCE + 1) * 6_125_000,
+        "clip_id": _hex(np.stack([place * np.uint64(0x9E3779B97F4A7C15), place * np.uint64(0xC2B2AE3D27D4EB4F)], axis=1)),
+        "source_id": pa.array([f"{name:032x}" for name in names]).take(pa.array(source - first)),
+        "uri": pa.array([f"/films/{name:08}.mp4" for name in names]).take(pa.array(source - first)),
+        "media_type": pa.repeat(pa.scalar("video"), count),
+        "start_us": turn * 6_125_000,
+        "end_us": (turn + 1) * 6_125_000,
         "duration_s": np.full(count, 6.125),
         "short_side_px": draw.choice([720, 1080, 2160], count, p=[0.1, 0.7, 0.2]),
         "corrupt_frames": draw.poisson(0.02, count),
         "motion_proxy": draw.gamma(2.0, 1.5, count),
         "aesthetic_proxy": draw.normal(5.0, 1.0, count),
         "is_duplicate": draw.random(count) < 0.03,
-        "caption": [f"A shot of subject {int(i) % 9973}, slow pan to the left, daylight, six seconds." for i in place],
-        "state": ["new"] * count,
+        "caption": subjects.take(pa.array((place % SUBJECTS).astype(np.int64))),
+        "state": pa.repeat(pa.scalar("new"), count),
     }
-    return pa.table({name: pa.array(values).cast(CLIPS.field(name).type) for name, values in columns.items()})
+    return pa.table(
+        {name: pa.array(values).cast(CLIPS.field(name).type) for name, values in columns.items()},
+        schema=pa.schema([CLIPS.field(name) for name in columns]),
+    )
 
 
-def timed(action: Callable[[], object], repeats: int = 1) -> float:
-    """Seconds, best of the repeats."""
+def _hex(words: np.ndarray) -> pa.Array:
+    """Rows of uint64 as one text of hex digits each."""
+    width = 16 * words.shape[1]
+    digits = pa.py_buffer(words.astype(">u8").tobytes().hex().encode())
+    return pa.StringArray.from_buffers(len(words), pa.py_buffer(np.arange(len(words) + 1, dtype=np.int32) * width), digits)
+
+
+def timed(action: Callable[[], object], repeats: int) -> float:
+    """Seconds, median of the repeats, after one that is not counted where there are several."""
     seconds = []
-    for _ in range(repeats):
+    for _ in range(repeats + (repeats > 1)):
         begin = time.perf_counter()
         action()
         seconds.append(time.perf_counter() - begin)
-    return min(seconds)
+    return statistics.median(seconds[repeats > 1 :])
 
 
 def fill(store: Store, rows: int) -> None:
-    for start in range(0, rows, BATCH):
-        store.upsert("clips", batch(start, min(BATCH, rows - start)))
-    sources = rows // CLIPS_A_SOURCE + 1
+    """New clips appended as the engine appends them; a job's upserts would compare every key with those that are there."""
+    schema = batch(0, 1).schema
+    batches = (part for start in range(0, rows, BATCH) for part in batch(start, min(BATCH, rows - start)).to_batches())
+    uri = store.dataset("clips").uri
+    lance().write_dataset(pa.RecordBatchReader.from_batches(schema, batches), uri, mode="append", max_rows_per_file=FRAGMENT_ROWS)
+    sources = range(rows // CLIPS_A_SOURCE + 1)
     store.upsert(
         "sources",
         pa.table(
             {
-                "uri": [f"/films/{s:08}.mp4" for s in range(sources)],
-                "source_id": [f"{s:032x}" for s in range(sources)],
-                "present": [True] * sources,
-                "status": ["split"] * sources,
+                "uri": [f"/films/{s:08}.mp4" for s in sources],
+                "source_id": [f"{s:032x}" for s in sources],
+                "present": pa.repeat(pa.scalar(True), len(sources)),
+                "status": pa.repeat(pa.scalar("split"), len(sources)),
             }
         ),
     )
@@ -111,9 +136,10 @@ def reselect(store: Store, motion: float) -> str:
     return select.release(store, selection, config).name
 
 
-def new_column(store: Store, rows: int) -> None:
+def new_column(store: Store, rows: int, name: str) -> None:
+    """A score for every clip, as a score job commits it: by clip_id."""
     ids = store.read("clips", ["clip_id"], ordered=False)["clip_id"]
-    store.merge_columns("clips", pa.table({"clip_id": ids, "musiq": pa.array(np.linspace(0, 100, rows), pa.float32())}))
+    store.merge_columns("clips", pa.table({"clip_id": ids, name: pa.array(np.linspace(0, 100, rows), pa.float32())}))
 
 
 def sample(store: Store, number: int = 1000) -> pa.Table:
@@ -121,108 +147,132 @@ def sample(store: Store, number: int = 1000) -> pa.Table:
     return store.dataset("clips").sample(number, columns=["clip_id", "motion_proxy"])
 
 
-def diff(store: Store, one: str, other: str) -> int:
-    """Clips whose state differs between two releases."""
-    rows = [store.read("clips", ["clip_id", "state"], tag=tag, ordered=False) for tag in (one, other)]
-    both = rows[0].join(rows[1], "clip_id", right_suffix="_after", join_type="full outer")
-    return int(pc.sum(pc.not_equal(pc.fill_null(both["state"], "absent"), pc.fill_null(both["state_after"], "absent"))).as_py() or 0)
+def command(folder: Path) -> None:
+    """`flashvideo query` with a filter, an order and a limit, interpreter start included."""
+    order = ["--order-by", "-aesthetic_proxy", "--limit", "10"]
+    subprocess.run(
+        [Path(sys.executable).with_name("flashvideo"), "query", WHERE, "--root", folder, *order], check=True, capture_output=True
+    )
 
 
-PEERS = Path(__file__).with_name("store_peers.py")
-PEER_COLUMNS = ("clip_id", "source_id", "uri", "start_us", "duration_s", "caption", "state", "musiq", *(r.column for r in rules(1.1).rules))
+QUERIES = 7
 
 
-def ask_peers(store: Store, folder: Path, names: list[str], python: str) -> dict[str, dict[str, float] | str]:
-    """Seconds per question and peak memory of each peer over the same rows, or why there is none."""
-    found: dict[str, dict[str, float] | str] = {}
-    for name in names:
-        begin = time.perf_counter()
-        rows = store.read("clips", PEER_COLUMNS, ordered=False)
-        file = folder / ("clips.parquet" if name == "duckdb" else "clips.jsonl")
-        if name == "duckdb":
-            from pyarrow import parquet
-
-            parquet.write_table(rows, file)
-        else:
-            with open(file, "w") as lines:
-                for part in rows.to_batches(max_chunksize=10_000):
-                    lines.writelines(json.dumps(row) + "\n" for row in part.to_pylist())
-        del rows
-        print(f"  rows for {name} written in {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
-        done = subprocess.run([python, str(PEERS), name, str(file)], capture_output=True, text=True)
-        file.unlink()
-        found[name] = json.loads(done.stdout) if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no answer"])[-1]
+def ask_store(folder: Path, rows: int, writes: int) -> dict[str, float]:
+    """Seconds per question."""
+    store, clips = Store.open(folder / "store"), open_dataset(folder / "store").clips
+    top = clips.where(WHERE).order_by("-aesthetic_proxy").limit(20)
+    one = clips.limit(1).columns("clip_id").rows()[0]["clip_id"]
+    motions = iter((1.1, 1.3, 1.2, 1.4, 1.25))
+    columns, tags, names = iter(("musiq", "piqe", "aesthetic", "motion_raft")), list[str](), iter("abcdefgh")
+    found = {
+        "count by state": timed(lambda: clips.counts("state"), QUERIES),
+        "count where motion and aesthetic": timed(lambda: clips.where(WHERE).count(), QUERIES),
+        "filter + top 20, id and score": timed(lambda: top.columns("clip_id", "aesthetic_proxy").to_arrow(), QUERIES),
+        "filter + top 20, all columns": timed(top.to_arrow, QUERIES),
+        "one clip by id": timed(lambda: clips.where(f"clip_id = '{one}'").to_arrow(), QUERIES),
+        "sample of 1000": timed(lambda: sample(store), QUERIES),
+        "histogram": timed(lambda: histogram(store, "motion_proxy"), QUERIES),
+        "query command, whole process": timed(lambda: command(folder), writes),
+        "new score column": timed(lambda: new_column(store, rows, next(columns)), writes),
+        "first selection and tag": timed(lambda: tags.append(reselect(store, next(motions))), 1),
+        "policy change and tag": timed(lambda: tags.append(reselect(store, next(motions))), writes),
+        "tag alone": timed(lambda: store.tag(f"bench-{next(names)}", "the newest rows"), writes),
+    }
+    compared = [diff(store, *tags[:2])]
+    found["clips that differ"] = float(len(compared[0].added) + len(compared[0].removed))
+    del compared
+    found["diff of two tags"] = timed(lambda: diff(store, *tags[:2]), writes)
+    found["count by state, after selections"] = timed(lambda: clips.counts("state"), QUERIES)
+    found["end of run (compaction, old versions)"] = timed(store.compact, 1)
+    found["build scalar indexes"] = timed(store.build_indexes, 1)
+    found["indexed: one clip by id"] = timed(lambda: clips.where(f"clip_id = '{one}'").to_arrow(), QUERIES)
     return found
 
 
-def command(folder: Path) -> None:
-    program = (
-        "import sys; from curation.query import run_query; "
-        "print(run_query(sys.argv[1], sys.argv[2], order_by='-aesthetic_proxy', limit=10))"
-    )
-    subprocess.run([sys.executable, "-c", program, str(folder), WHERE], check=True, capture_output=True)
+PEERS = Path(__file__).with_name("store_peers.py")
+PEER_COLUMNS = ("clip_id", "source_id", "uri", "start_us", "duration_s", "caption", "state", *(r.column for r in rules(1.1).rules))
+
+
+def prepare(folder: Path, rows: int, python: str) -> None:
+    """The rows, three times over. What is there stays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    store = Store.open(folder / "store")
+    if (there := store.count("clips")) not in (0, rows):
+        sys.exit(f"{folder} holds {there} clips; give another --folder")
+    if there == 0:
+        fill(store, rows)
+        store.compact()
+    if not (folder / "clips.parquet").exists():
+        part = folder / "part"
+        with parquet.ParquetWriter(part, pa.schema([CLIPS.field(name) for name in PEER_COLUMNS])) as file:
+            for batch_ in store.dataset("clips").to_batches(columns=list(PEER_COLUMNS), batch_size=BATCH):
+                file.write_batch(batch_)
+        part.rename(folder / "clips.parquet")
+    if not (folder / "clips.jsonl").exists():
+        subprocess.run([python, PEERS, "lines", folder], check=True)
+
+
+def ask(folder: Path, rows: int, name: str, python: str, limit_gib: float, writes: int) -> dict[str, float] | str:
+    """Seconds per question, peak memory and size; or why there is no answer."""
+    mine = [sys.executable, __file__, "--rows", str(rows), "--folder", str(folder), "--ask-store", "--writes", str(writes)]
+    log = folder / f"{name}.log"
+    log.unlink(missing_ok=True)
+    cost = measure(mine if name == "store" else [python, str(PEERS), name, str(folder), str(limit_gib), str(writes)], log)
+    if cost.exit_code:
+        last = (log.read_text().strip().splitlines() or ["no answer"])[-1]
+        return f"{last} ({cost.wall_s:.0f} s, {cost.peak_bytes / 2**30:.1f} GiB)"
+    found: dict[str, float] = json.loads(cost.output)
+    size = {"store": folder / "store", "duckdb": folder / "clips.parquet", "pandas": folder / "clips.jsonl"}[name]
+    files = [size] if size.is_file() else [file for file in size.rglob("*") if file.is_file()]
+    return found | {"peak memory, MiB": cost.peak_bytes / 2**20, "size on disk, MB": sum(file.stat().st_size for file in files) / 1e6}
+
+
+def show(folder: Path, rows: int) -> None:
+    """The table of all answers in the folder."""
+    answers = {name: json.loads(file.read_text()) for name in NAMES if (file := folder / f"{name}.json").exists()}
+    whole = {name: answer for name, answer in answers.items() if isinstance(answer, dict)}
+    labels = list(dict.fromkeys(label for answer in whole.values() for label in answer))
+    table: list[list[object]] = [["seconds", *whole]]
+    for label in sorted(labels, key=lambda label: label in ("clips that differ", "peak memory, MiB", "size on disk, MB")):
+        digits = 0 if label in ("clips that differ", "peak memory, MiB", "size on disk, MB") else 3
+        table.append([label, *(f"{answer[label]:,.{digits}f}" if label in answer else "-" for answer in whole.values())])
+    print(f"{rows:,} clips, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print_table(table)
+    for name, answer in answers.items():
+        if isinstance(answer, str):
+            print(f"{name}: {answer}")
+
+
+NAMES = ("store", "duckdb", "pandas")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description="The store over many synthetic clips.")
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--folder", type=Path, default=None, help="kept afterwards")
-    parser.add_argument("--indexes", action="store_true")
-    parser.add_argument("--peers", default="duckdb,pandas", help="empty: none")
+    parser.add_argument("--prepare", action="store_true", help="write the rows and stop")
+    parser.add_argument("--ask", default=",".join(NAMES), help="whom")
+    parser.add_argument("--ask-store", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has the peers")
+    parser.add_argument("--limit-gib", type=float, default=5.0, help="memory of a peer")
+    parser.add_argument("--writes", type=int, default=3, help="times that a write is measured")
     arguments = parser.parse_args()
+    if arguments.ask_store:
+        print(json.dumps(ask_store(arguments.folder, arguments.rows, arguments.writes)))
+        return
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="store_scale_"))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        peers = [name for name in arguments.peers.split(",") if name]
-        measure(folder / "store", arguments.rows, arguments.indexes, peers, arguments.peer_python)
+        prepare(folder, arguments.rows, arguments.peer_python)
+        if arguments.prepare:
+            return
+        for name in arguments.ask.split(","):
+            answer = ask(folder, arguments.rows, name, arguments.peer_python, arguments.limit_gib, arguments.writes)
+            (folder / f"{name}.json").write_text(json.dumps(answer))
+        show(folder, arguments.rows)
     finally:
         if arguments.folder is None:
             shutil.rmtree(folder)
-
-
-def measure(folder: Path, rows: int, indexes: bool, peers: list[str], python: str) -> None:
-    store = Store.open(folder)
-    results = [("fill (upserts of 250 k)", timed(lambda: fill(store, rows)))]
-    results.append(("compact", timed(store.compact)))
-    if indexes:
-        results.append(("build indexes", timed(store.build_indexes)))
-    clips = open_dataset(folder).clips
-    results.append(("count by state", timed(lambda: clips.counts("state"), 3)))
-    results.append(("count where motion and aesthetic", timed(lambda: clips.where(WHERE).count(), 3)))
-    top = clips.where(WHERE).order_by("-aesthetic_proxy").limit(20)
-    results.append(("filter + top 20, id and score", timed(lambda: top.columns("clip_id", "aesthetic_proxy").to_arrow(), 3)))
-    results.append(("filter + top 20, all columns", timed(top.to_arrow, 3)))
-    one = clips.limit(1).columns("clip_id").rows()[0]["clip_id"]
-    results.append(("one clip by id", timed(lambda: clips.where(f"clip_id = '{one}'").to_arrow(), 3)))
-    results.append(("sample of 1000", timed(lambda: sample(store), 3)))
-    results.append(("histogram", timed(lambda: histogram(store, "motion_proxy"), 3)))
-    results.append(("query command, whole process", timed(lambda: command(folder), 3)))
-    results.append(("new score column", timed(lambda: new_column(store, rows))))
-    tags: list[str] = []
-    results.append(("first selection and tag", timed(lambda: tags.append(reselect(store, 1.1)))))
-    results.append(("policy change 1.1 -> 1.3 and tag", timed(lambda: tags.append(reselect(store, 1.3)))))
-    results.append(("tag alone", timed(lambda: store.tag("bench", "the newest rows"))))
-    changed: list[int] = []
-    results.append(("diff of the two tags", timed(lambda: changed.append(diff(store, *tags)))))
-    judged = store.read("clips", ["clip_id", "short_side_px", *[r.column for r in rules(1.1).rules[1:]], "media_type"], ordered=False)
-    results.append(("funnel of 5 rules", timed(lambda: funnel(judged, rules(1.1).rules), 3)))
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    found = ask_peers(store, folder.parent, peers, python)
-    print(f"{rows:,} clips, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, indexes {'on' if indexes else 'off'}")
-    print(f"the two tags differ in {changed[0]:,} clips")
-    answers = {name: answer for name, answer in found.items() if isinstance(answer, dict)}
-    table: list[list[object]] = [["seconds", "store", *answers]]
-    for name, seconds in [*results, *((name, None) for name in ("load",) if answers)]:
-        peer_cells = [f"{answer[name]:.3f}" if name in answer else "-" for answer in answers.values()]
-        table.append([name, "-" if seconds is None else f"{seconds:.3f}", *peer_cells])
-    table.append(["peak memory, MB", f"{peak:.0f}", *(f"{answer['peak memory, MB']:.0f}" for answer in answers.values())])
-    table.append(["size on disk, MB", f"{size / 1e6:.0f}", *(f"{answer['size on disk, MB']:.0f}" for answer in answers.values())])
-    print_table(table)
-    for name, answer in found.items():
-        if isinstance(answer, str):
-            print(f"{name}: {answer}")
 
 
 if __name__ == "__main__":
