@@ -1,10 +1,10 @@
 """Four processes append and merge at once, one is killed in the middle of a commit, ten times over, on one growing table.
 
-    nice .venv/bin/python benchmarks/store_crash.py [--rounds 10] [--writers 4] [--turns 6] [--seed 1]
+    nice .venv/bin/python benchmarks/store_crash.py [--rounds 10] [--writers 4] [--turns 6] [--seed 1] [--least-share 0]
 
-After each kill the others end, the table is checked, and a new process does the victim's work again. A thread of this
-process opens the table and reads it whole all the while. The exit code is 1 when a row was lost, doubled or half there, or
-a reading failed.
+`--least-share 0` has every merge write files of columns (curation/column_files.py), 2 has none. After each kill the others end,
+the table is checked, and a new process does the victim's work again. A thread of this process opens the table and reads it
+whole all the while. The exit code is 1 when a row was lost, doubled or half there, or a reading failed.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ def main() -> int:
     parser.add_argument("--writers", type=int, default=4)
     parser.add_argument("--turns", type=int, default=6, help="appends and merges of each writer")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--least-share", type=float, default=0.5, help="of the table, from which a merge writes files of columns")
     arguments = parser.parse_args()
     rows: list[list[object]] = [["round", "killed", "of its commit on disk", "whole readings", "rows after", "expected", "faults"]]
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="store_crash_") as folder:
         store = Store.open(Path(folder) / "store")
         for number in range(arguments.rounds):
-            found = run_round(store, number, arguments.turns, arguments.writers, arguments.seed)
+            found = run_round(store, number, arguments.turns, arguments.writers, arguments.seed, arguments.least_share)
             expected = (number + 1) * arguments.writers * arguments.turns * ROWS + SHARED
             faults = [*found.faults, *([] if found.rows == expected else ["rows are not as expected"])]
             rows.append([number + 1, found.victim, found.moment, found.readings, found.rows, expected, "; ".join(faults) or "none"])

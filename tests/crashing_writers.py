@@ -27,11 +27,16 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS = 50
 """Clips of one upsert, besides SHARED rows that every writer writes."""
 SHARED = 5
+LATER = 20
+"""Moments of 0.3 ms that a commit may be allowed before it is killed, where no data file is waited for."""
+MISSES = 2
+"""Commits that were through before the moment asked for; the next one is killed as soon as it has the lock."""
 WRITER = """
 import sys
 import pyarrow as pa
+from curation import column_files
 from curation.store import Store
-path, name, turns, rows, shared = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+path, name, column_files.LEAST_SHARE, turns, rows, shared = *sys.argv[1:3], float(sys.argv[3]), *map(int, sys.argv[4:])
 store = Store.open(path)
 print("ready", flush=True)
 sys.stdin.readline()
@@ -78,10 +83,13 @@ class Round:
     """In the table, once the victim's turns were written by a new process."""
 
 
-def run_round(store: Store, number: int, turns: int, writers: int, seed: int) -> Round:
-    """Starts the writers, kills one inside a commit, lets the others end, checks, and has the victim's work done again."""
+def run_round(store: Store, number: int, turns: int, writers: int, seed: int, least_share: float = 0.5) -> Round:
+    """Starts the writers, kills one inside a commit, lets the others end, checks, and has the victim's work done again.
+
+    `least_share`: of the table's rows from which a merge writes files of columns (0: always, 2: never).
+    """
     draw = random.Random(seed * 1000 + number)
-    team = [_start(store, f"r{number}w{index}", turns) for index in range(writers)]
+    team = [_start(store, f"r{number}w{index}", turns, least_share) for index in range(writers)]
     with _killed_at_the_end(team), _Reader(store.path) as reader:
         threads = [threading.Thread(target=writer.listen) for writer in team]
         for writer, thread in zip(team, threads, strict=True):
@@ -95,7 +103,7 @@ def run_round(store: Store, number: int, turns: int, writers: int, seed: int) ->
     faults = list(reader.faults)
     faults += [f"{writer.name} ended with {code}" for writer in others if (code := writer.process.wait())]
     faults += faults_of(store, team, turns, whole=others)
-    again = _start(store, victim.name, turns)
+    again = _start(store, victim.name, turns, least_share)
     with _killed_at_the_end([again]):
         _go(again)
         again.listen()
@@ -104,8 +112,8 @@ def run_round(store: Store, number: int, turns: int, writers: int, seed: int) ->
     return Round(victim.name, moment, reader.readings, tuple(faults), store.count("clips"))
 
 
-def _start(store: Store, name: str, turns: int) -> Writer:
-    numbers = [str(number) for number in (turns, ROWS, SHARED)]
+def _start(store: Store, name: str, turns: int, least_share: float) -> Writer:
+    numbers = [str(number) for number in (least_share, turns, ROWS, SHARED)]
     command = [sys.executable, "-c", WRITER, store.path, name, *numbers]
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     return Writer(name, process)
@@ -125,7 +133,7 @@ def _kill_inside_commit(store: Store, victim: Writer, others: Sequence[Writer], 
     """Kills the writer in one of its commits, after `skip` of them; returns what of that commit was on disk."""
     lock = Path(store.path) / ".clips.lock"
     table = Path(store.path) / "clips.lance"
-    pid = victim.process.pid
+    pid, missed = victim.process.pid, 0
     with open(lock, "a") as file:
         while True:
             fcntl.flock(file, fcntl.LOCK_EX)  # as another writer would; so the table stands still
@@ -133,21 +141,18 @@ def _kill_inside_commit(store: Store, victim: Writer, others: Sequence[Writer], 
                 assert victim.process.poll() is None, f"{victim.name} ended before it was killed"
                 time.sleep(0.001)
             manifests, files = _manifests(table), _data_files(table)
-            with _stopped(others):  # so that the victim is the next to have the lock
+            with _stopped([*others, victim]):  # the victim is the next to have the lock, and goes on when it is told to
                 fcntl.flock(file, fcntl.LOCK_UN)
-                while (holder := _holder(lock)) in (None, os.getpid()) and (True, pid) in _locks(lock):
-                    time.sleep(0.0001)
-            if holder != pid and _holder(lock) != pid:  # another one slipped in, or the victim is through already
-                continue
-            if skip > 0:
-                skip -= 1
-                continue
-            if not after_data:
-                time.sleep(draw.random() * 0.01)
-            if (new := _stop_inside(pid, table, manifests, files, after_data)) is not None:
-                os.kill(pid, signal.SIGKILL)
-                victim.process.wait()
-                return f"{new} new data file{'s' * (new != 1)}, no manifest"
+                if skip > 0:
+                    skip -= 1
+                    continue
+                later = 0 if after_data or missed else draw.randrange(LATER)
+                if (new := _stop_inside(pid, lock, manifests, files, after_data, later)) is not None:
+                    os.kill(pid, signal.SIGKILL)
+                    victim.process.wait()
+                    return f"{new} new data file{'s' * (new != 1)}, no manifest"
+            missed += 1
+            after_data &= missed < MISSES
 
 
 @contextlib.contextmanager
@@ -165,24 +170,25 @@ def _stopped(writers: Sequence[Writer]) -> Iterator[None]:
             process.send_signal(signal.SIGCONT)
 
 
-def _stop_inside(pid: int, table: Path, manifests: set[Path], files: set[Path], after_data: bool) -> int | None:
-    """Stops the process before its manifest is there (and, where asked, after its first data file); new data files then.
-    None: its commit was through first, and it goes on."""
-    process = psutil.Process(pid)
+def _stop_inside(pid: int, lock: Path, manifests: set[Path], files: set[Path], after_data: bool, later: int) -> int | None:
+    """Lets the stopped process go on by moments until it is inside its commit (and, where asked, has written a data file), and then
+    `later` moments more; new data files then. None: its commit was through first, and it goes on."""
+    process, table = psutil.Process(pid), lock.parent / "clips.lance"
     while True:
+        if _manifests(table) != manifests:
+            return None
+        new = len(_data_files(table) - files)
+        if _holder(lock) == pid and (new or not after_data):
+            later -= 1
+            if later < 0:
+                return new
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.0003)
         os.kill(pid, signal.SIGSTOP)
         while (status := process.status()) != psutil.STATUS_STOPPED:  # every thread has stopped
             if status == psutil.STATUS_ZOMBIE:  # through with all of its work meanwhile
                 return None
             time.sleep(0.0001)
-        if _manifests(table) != manifests:
-            os.kill(pid, signal.SIGCONT)
-            return None
-        new = len(_data_files(table) - files)
-        if new or not after_data:
-            return new
-        os.kill(pid, signal.SIGCONT)
-        time.sleep(0.0003)
 
 
 def _manifests(table: Path) -> set[Path]:

@@ -12,7 +12,7 @@ from curation.store import Store
 
 def test_a_kill_inside_a_commit_loses_and_doubles_nothing(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "store")
-    found = run_round(store, 0, turns=3, writers=3, seed=1)
+    found = run_round(store, 0, turns=3, writers=3, seed=1, least_share=0.0)
     assert found.faults == ()
     assert found.rows == 3 * 3 * ROWS + SHARED
     assert found.moment.endswith("no manifest")
