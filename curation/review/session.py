@@ -254,7 +254,7 @@ class Session:
     def close(self) -> None:
         """Commits what waits and ends the child process."""
         self._stop.set()
-        self._keeper.join(timeout=60)
+        self._keeper.join(timeout=5)
         self.book.close()
         self.previews.close()
 
