@@ -22,6 +22,7 @@ from pipelines.artifacts import write_atomically
 
 RESULTS_FILE, RUN_FILE, PAGE_FILE = "vbench_results.json", "run.json", "report.html"
 TOTALS = ("total", "quality", "semantic")
+RATES = ("dynamic_degree", "human_action")
 SHOWN_PROBLEMS = 200
 ROW_PX, WIDTH_PX, LEFT_PX = 22, 1080, 190
 STAND_IN = "STAND-IN"
@@ -72,6 +73,8 @@ class VBenchPart:
     problems: list[dict[str, Any]] = field(default_factory=list)
     more_problems: int = 0
     networks: list[dict[str, Any]] = field(default_factory=list)
+    rates: list[tuple[str, str, str]] = field(default_factory=list)
+    """Row, dynamic degree and human action as counts."""
 
 
 def out_of(arguments: Sequence[str]) -> Path | None:
@@ -118,7 +121,28 @@ def read_part(out: Path) -> VBenchPart | None:
     unique = {json.dumps(problem, sort_keys=True): problem for column in columns for problem in column.results["problems"]}
     part.problems, part.more_problems = list(unique.values())[:SHOWN_PROBLEMS], max(0, len(unique) - SHOWN_PROBLEMS)
     part.facts = _facts(part)
+    for column in columns:
+        dynamic, action = (_rate(column.dimension(name)) for name in RATES)
+        part.rates.append((column.label, dynamic, action))
+    part.rates += [_published_rate(row) for row in columns[0].results["published"].get("rates", [])]
     return part
+
+
+def _rate(one: dict[str, Any]) -> str:
+    """Clips that count over clips."""
+    values = [value for video in one["videos"] for value in video["clips"].values()]
+    return f"{sum(values):g} of {len(values)} clips{' ' + _mark(one) if _mark(one) else ''}" if values else "–"
+
+
+def _published_rate(row: dict[str, Any]) -> tuple[str, str, str]:
+    dynamic, action = f"{row['dynamic_degree']:.2f}", f"{row['human_action']:.2f}"
+    fits = f" = {row['dynamic_hits']} of {row['dynamic_of']}: {_several(row['clips'])} clips a video" if row["clips"] else " fits no grid"
+    acts = f" = {row['action_hits']} of {row['action_of']}" if row["action_hits"] is not None else f" is on no grid of {row['action_of']}"
+    return row["model"], dynamic + fits, action + acts
+
+
+def _several(clips: Sequence[int]) -> str:
+    return " or ".join(str(count) for count in clips)
 
 
 def _facts(part: VBenchPart) -> list[tuple[str, str]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from flashvideo.evaluation.aggregation import Part
+from flashvideo.evaluation.published import TABLE_1
 from flashvideo.evaluation.totals import DIMENSIONS, totals
 
 
@@ -97,3 +98,26 @@ DYNAMIC_VIDEOS, ACTION_VIDEOS = 72 * 5, 100 * 5
 def clips_that_fit(percent: float, most: int = 5) -> tuple[int, ...]:
     """Clips a video for which a printed dynamic degree lies on the grid."""
     return tuple(clips for clips in range(1, most + 1) if grid_place(percent, DYNAMIC_VIDEOS * clips).fits)
+
+
+def published_rates() -> list[dict[str, Any]]:
+    """Each row of Table 1 with its two rates as counts: the fewest clips a video for which dynamic degree lies on the grid."""
+    rows: list[dict[str, Any]] = []
+    for row in TABLE_1:
+        dynamic, action = row.dimensions["dynamic_degree"], row.dimensions["human_action"]
+        clips = clips_that_fit(dynamic)
+        of = DYNAMIC_VIDEOS * clips[0] if clips else None
+        place = grid_place(action, ACTION_VIDEOS)
+        rows.append(
+            {
+                "model": row.model,
+                "dynamic_degree": dynamic,
+                "clips": list(clips),
+                "dynamic_of": of,
+                "dynamic_hits": None if of is None else grid_place(dynamic, of).hits,
+                "human_action": action,
+                "action_of": ACTION_VIDEOS,
+                "action_hits": place.hits if place.fits else None,
+            }
+        )
+    return rows

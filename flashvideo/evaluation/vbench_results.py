@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from flashvideo.evaluation.aggregation import Part, Scored, dimension_score, video_parts
-from flashvideo.evaluation.confidence import bootstrap
+from flashvideo.evaluation.confidence import bootstrap, published_rates
 from flashvideo.evaluation.fusion import MappingTable
 from flashvideo.evaluation.protocol import VBenchProtocol
 from flashvideo.evaluation.published import SOURCE
@@ -117,7 +117,7 @@ def assemble(
         intervals={name: tuple(intervals[name]) for name in ("total", "quality", "semantic") if name in intervals},
         problems=tuple(sorted(found_problems, key=lambda one: (one.kind, one.item, one.message))),
         notes=tuple(_notes(protocol, outcomes)),
-        published={"source": SOURCE, "table_1": table_1_rows()},
+        published={"source": SOURCE, "table_1": table_1_rows(), "rates": published_rates()},
     )
 
 

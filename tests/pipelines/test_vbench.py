@@ -124,6 +124,7 @@ def test_the_page_stands_alone_and_says_what_stands_in(once: Path) -> None:
     assert text.count("STAND-IN") >= 5 and "these numbers mean nothing" in text
     assert "OpenSora" in text and "82.80" in text  # the published rows stand beside
     assert text.count('<div class="clip ') == len(results.extremes)
+    assert "63.47 = 457 of 720: 2 or 4 clips a video" in text and "99.00 = 495 of 500" in text  # FlashVideo 8fps
     assert "a lake-3.mp4" in text and "left out" in text
     assert results.of("subject_consistency").low is None  # one prompt has no interval
 
