@@ -23,7 +23,7 @@ class DecodeConfig(Settings):
     attempts: int = 2
     """A source that kills its child this often is quarantined (status failed)."""
     threads: PositiveInt = 2
-    """Of each decoder. 1 costs an eighth less CPU in all: right where there are as many workers as cores. 2 ends a single long film
+    """Of each decoder. 1 costs about a tenth less CPU in all: right where there are as many workers as cores. 2 ends a single long film
     sooner. Sound files give the same bytes; of a file that is cut short, 1 shows a few frames more."""
     sample_rate_hz: float = 8.0
     """Frames kept for scores: by time, 1/8 s apart (what the model sees)."""
