@@ -21,6 +21,7 @@ from flashvideo.training.pieces import Piece, write_pieces
 from flashvideo.video_files import read_video, write_video
 from pipelines import evaluate, generate, sweep
 from pipelines.artifacts import Workspace
+from pipelines.executor import Workers
 from pipelines.job import UserError
 from pipelines.plan import JOBS, job_spec
 from pipelines.recipe import fingerprint, preset
@@ -97,6 +98,15 @@ def test_a_relaunch_computes_nothing_and_a_lost_item_only_itself(trained: Traine
     (again,) = done(trained, "nfe")
     assert [path for path, when in times().items() if before[path] != when] == [lost]
     assert [entry.quality for entry in again.rows] == [entry.quality for entry in nfe.rows]
+
+
+def test_two_workers_give_the_numbers_of_one(trained: Trained, nfe: SweepResults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = trained.folder.rename(tmp_path / "sweep")
+    monkeypatch.setattr(sweep, "spread_workers", lambda recipe, items: Workers("local", 2))
+    (again,) = done(trained, "nfe")
+    assert [row.quality for row in again.rows] == [row.quality for row in nfe.rows]
+    trained.folder.rename(tmp_path / "again")
+    kept.rename(trained.folder)
 
 
 def test_numbers_of_another_clip_under_the_same_name_are_not_used(trained: Trained, nfe: SweepResults) -> None:
