@@ -17,6 +17,7 @@ from markupsafe import Markup
 from orchestration.charts import Band, Curve, curves
 from orchestration.page import environment, format_bytes, format_number, format_seconds
 from orchestration.report_data import Chart, DataPart, data_url, read_data
+from orchestration.sweep_report import LinkedPart, read_sweeps
 from orchestration.vbench_page import VBenchPart, read_part
 from pipelines.artifacts import JobState, Report, Workspace, write_atomically
 from pipelines.plan import JOB_NAMES
@@ -56,6 +57,7 @@ class Page:
     recipe_json: str = ""
     missing: dict[str, str] = field(default_factory=dict)
     vbench: VBenchPart | None = None
+    sweeps: list[LinkedPart] = field(default_factory=list)
 
 
 def build_report(workspace: Workspace, recipe: Recipe) -> Path:
@@ -79,6 +81,7 @@ def build_report(workspace: Workspace, recipe: Recipe) -> Path:
     _training(page, workspace, states)
     _evaluation(page, workspace, done)
     page.vbench = read_part(workspace.root / "vbench")
+    page.sweeps = read_sweeps(workspace.root)
     write_atomically(workspace.report_html, environment().get_template("report.html.j2").render(page=page))
     return workspace.report_html
 

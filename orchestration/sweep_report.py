@@ -22,6 +22,7 @@ from pipelines.artifacts import write_atomically
 
 TEMPLATE = Path(__file__).with_name("sweep.html.j2")
 TILE_PX = 448
+PICTURE_PX = 1400
 FIDELITY = {"psnr_db": "PSNR to truth, dB", "gradient_ratio": "sharpness over truth's"}
 PAPER_NAMES = {
     "musiq": "MUSIQ",
@@ -101,6 +102,30 @@ def part_of(folder: Path, results: Mapping[str, Any]) -> Part:
         strips=strips_of(folder, results["strips"]),
         details=json.dumps({row["label"]: {"digest": row["protocol_digest"], **row["protocol"]} for row in results["rows"]}, indent=1),
     )
+
+
+@dataclass(frozen=True)
+class LinkedPart:
+    """A sweep as the run's report shows it, and where its own page is (relative to the root)."""
+
+    part: Part
+    page: str
+
+
+def read_sweeps(root: Path) -> list[LinkedPart]:
+    """What ROOT/sweep holds: of each sweep its table and first strip; of pages made by other commands (benchmarks/learning_run.py)
+    the pictures beside them."""
+    found = []
+    for page in sorted((root / "sweep").glob("*/index.html")):
+        folder = page.parent
+        if (folder / "results.json").is_file():
+            part = part_of(folder, json.loads((folder / "results.json").read_text()))
+            part.strips = part.strips[:1]
+        else:
+            pictures = [(path.stem, data_url(path, PICTURE_PX)) for path in sorted(folder.glob("*.png"))]
+            part = Part(title=folder.name, strips=[Strip("Pictures", pictures)])
+        found.append(LinkedPart(part, page.relative_to(root).as_posix()))
+    return found
 
 
 def strips_of(folder: Path, strips: Sequence[Mapping[str, Any]]) -> list[Strip]:

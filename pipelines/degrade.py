@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from curation.sources import SourceError
 from flashvideo.evaluation.sweeps import Table, markdown, shown
 from pipelines.artifacts import Workspace
-from pipelines.job import UserError, log
-from pipelines.recipe import Recipe, RecipeError, load
+from pipelines.job import UserError, exit_after, log
+from pipelines.recipe import Recipe, load
 
 if TYPE_CHECKING:
     import numpy as np
@@ -222,7 +220,7 @@ def draw_sheet(clean: NDArray[np.uint8], samples: Sequence[Sample], title: str, 
 # ---- the command line ------------------------------------------------------------------------------------------------
 
 
-def run(arguments: argparse.Namespace) -> None:
+def show_degradations(arguments: argparse.Namespace) -> None:
     """What the command does. Raises UserError."""
     if not 1 <= arguments.samples <= MAX_SAMPLES:
         raise UserError(f"--samples {arguments.samples}: give 1 to {MAX_SAMPLES}")
@@ -259,15 +257,7 @@ def main() -> None:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--root", type=Path, default=None, help="run root whose autoencoder shows DEG_latent too")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s", stream=sys.stderr)
-    try:
-        run(arguments)
-    except (UserError, RecipeError, SourceError) as error:
-        print(f"flashvideo: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Exception:
-        log.exception("degrade failed")
-        sys.exit(1)
+    exit_after("flashvideo", lambda: show_degradations(arguments), logging.WARNING)
 
 
 if __name__ == "__main__":

@@ -108,13 +108,23 @@ def main(name: str, run: Callable[[JobContext], Report]) -> None:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--run-id", default=None, help="names the folder of logs; made up where absent")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", stream=sys.stderr)
-    for chatty in ("httpx", "urllib3", "filelock", "PIL"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    try:
+
+    def body() -> None:
         recipe = load(arguments.recipe, tuple(arguments.overrides))
         run_id = arguments.run_id or datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ") + f"-{os.getpid()}"
         run_job(name, run, recipe, Workspace(arguments.root), run_id)
+
+    exit_after(name, body)
+
+
+def exit_after(name: str, body: Callable[[], object], level: int = logging.INFO) -> None:
+    """Runs the body of a command of its own process with logs on stderr. A user's mistake is one line and exit code 2, a fault
+    a traceback and 1."""
+    logging.basicConfig(level=level, format="%(asctime)s %(name)s %(levelname)s %(message)s", stream=sys.stderr)
+    for chatty in ("httpx", "urllib3", "filelock", "PIL"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        body()
     except (UserError, RecipeError, SourceError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(2)

@@ -14,16 +14,13 @@ failed; 2 a user's mistake.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from curation.sources import SourceError
 from flashvideo.evaluation.results import QualityRow, mean_row
 from flashvideo.evaluation.sweeps import (
     LAYOUTS,
@@ -41,8 +38,8 @@ from flashvideo.evaluation.sweeps import (
 from pipelines.artifacts import Workspace, write_atomically
 from pipelines.executor import WorkerDied
 from pipelines.generate import spread, spread_workers
-from pipelines.job import Progress, UserError, held_alone, log, write_json
-from pipelines.recipe import Recipe, RecipeError, load
+from pipelines.job import Progress, UserError, exit_after, held_alone, log, write_json
+from pipelines.recipe import Recipe, load
 from pipelines.sweep_cells import (
     REFERENCES,
     Cell,
@@ -271,7 +268,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def run(arguments: argparse.Namespace) -> None:
+def sweep_root(arguments: argparse.Namespace) -> None:
     """What the command does. Raises UserError."""
     recipe: Recipe = load(arguments.recipe, tuple(arguments.overrides))
     names = chosen_sweeps(arguments.name)
@@ -311,15 +308,7 @@ def run(arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Command line; exits the process."""
     arguments = parser().parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", stream=sys.stderr)
-    try:
-        run(arguments)
-    except (UserError, RecipeError, SourceError) as error:
-        print(f"flashvideo: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Exception:
-        log.exception("sweep failed")
-        sys.exit(1)
+    exit_after("flashvideo", lambda: sweep_root(arguments))
 
 
 if __name__ == "__main__":

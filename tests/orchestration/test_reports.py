@@ -325,6 +325,32 @@ def test_samples_of_training_stand_in_its_section(whole: tuple[Workspace, Recipe
         assert sheet.size == (96, 32)
 
 
+def test_sweeps_of_the_root_are_shown_with_their_pages(tmp_path: Path) -> None:
+    workspace, recipe = Workspace(tmp_path / "root"), small_recipe(tmp_path)
+    fill_store(workspace, clips=2)
+    folder = workspace.root / "sweep" / "nfe"
+    folder.mkdir(parents=True)
+    (folder / "index.html").write_text("the page")
+    (folder / "table.csv").write_text("NFE,whose,NIQE\n1,ours,5.25\n1,paper,5.148\n")
+    facts: dict[str, object] = {
+        "title": "Function <evaluations>",
+        "table": 8,
+        "setting": "NFE",
+        "inputs": "1 clip",
+        "notes": [],
+        "rows": [],
+    }
+    (folder / "results.json").write_text(json.dumps(facts | {"models": {"vae": "a stand-in"}, "published": {}, "strips": []}))
+    learning = workspace.root / "sweep" / "learning"
+    learning.mkdir()
+    (learning / "index.html").write_text("another")
+    Image.new("RGB", (64, 36)).save(learning / "clip.png")
+    text = build_report(workspace, recipe).read_text()
+    page = Page(text)
+    assert {"sweep/nfe/index.html", "sweep/learning/index.html"} <= set(page.addresses) and page.open == [] and page.mismatched == []
+    assert "Function &lt;evaluations&gt;" in text and "5.25" in text and "5.148" in text and 'alt="clip"' in text
+
+
 def test_the_headline_is_light_and_flat(whole: tuple[Workspace, Recipe, str]) -> None:
     workspace, recipe, _ = whole
     lines = dict(headline(workspace, recipe))

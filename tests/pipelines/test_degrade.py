@@ -66,7 +66,7 @@ def command(video: Path, sheet: Path | None, **options: Any) -> argparse.Namespa
 def test_the_sheet_holds_the_clean_frame_and_every_sample(video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Five tiles in three columns; the first tile is the clean frame."""
     shape = "stage2.phases.preference.shape={frames: 9, height: 64, width: 96}"
-    degrade.run(command(video, tmp_path / "out.png", weak=True, overrides=[shape]))
+    degrade.show_degradations(command(video, tmp_path / "out.png", weak=True, overrides=[shape]))
     said = capsys.readouterr().out
     assert "0 strong, 4 weak" in said and "9 frames of 64x96 px" in said and said.count("resize 0.") == 4
     with Image.open(tmp_path / "out.png") as sheet:
@@ -107,7 +107,7 @@ def test_an_image_is_one_frame(tmp_path: Path, recipe: Recipe) -> None:
 )
 def test_mistakes_are_one_line(video: Path, options: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        degrade.run(command(**({"video": video, "sheet": None} | options)))
+        degrade.show_degradations(command(**({"video": video, "sheet": None} | options)))
 
 
 def test_a_file_that_is_no_video_is_named(tmp_path: Path, recipe: Recipe) -> None:
