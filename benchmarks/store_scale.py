@@ -209,8 +209,8 @@ def prepare(folder: Path, rows: int, python: str) -> None:
             for batch_ in store.dataset("clips").to_batches(columns=list(PEER_COLUMNS), batch_size=BATCH):
                 file.write_batch(batch_)
         part.rename(folder / "clips.parquet")
-    if not (folder / "clips.jsonl").exists():
-        subprocess.run([python, PEERS, "lines", folder], check=True)
+    if not (folder / "clips.jsonl").exists() and subprocess.run([python, PEERS, "lines", folder]).returncode:
+        sys.exit(f"{python} could not write the peers' JSON lines, see above; --peer-python names an interpreter that has them")
 
 
 def ask(folder: Path, rows: int, name: str, python: str, limit_gib: float, writes: int) -> dict[str, float] | str:
