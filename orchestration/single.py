@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import shlex
 import subprocess
@@ -19,15 +18,13 @@ from orchestration.processes import ROOT_MARK
 from pipelines.artifacts import Workspace, write_atomically
 from pipelines.job import UserError
 from pipelines.plan import JOB_NAMES
-from pipelines.recipe import Recipe, dump
+from pipelines.recipe import Recipe, did_you_mean, dump
 
 
 def run_one(job: str, recipe: Recipe, workspace: Workspace) -> int:
     """Runs one job in a child process whose output is this terminal's; returns its exit code. Raises UserError."""
     if job not in JOB_NAMES:
-        close = difflib.get_close_matches(job, JOB_NAMES, n=1)
-        hint = f'; did you mean "{close[0]}"?' if close else ""
-        raise UserError(f"no job named {job!r}{hint} (jobs: {', '.join(JOB_NAMES)})")
+        raise UserError(f"no job named {job!r}{did_you_mean(job, JOB_NAMES)} (jobs: {', '.join(JOB_NAMES)})")
     with hold_root(workspace.root, f"flashvideo run {job}"):
         run_id = _new_id()
         recipe_file = _record(recipe, workspace, run_id)

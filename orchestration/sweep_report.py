@@ -13,14 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from orchestration.charts import Curve, Limit, marked
+from orchestration.page import environment
 from orchestration.report_data import Chart, data_url
 from pipelines.artifacts import write_atomically
 
-TEMPLATE = Path(__file__).with_name("sweep.html.j2")
 TILE_PX = 448
 PICTURE_PX = 1400
 FIDELITY = {"psnr_db": "PSNR to truth, dB", "gradient_ratio": "sharpness over truth's"}
@@ -32,6 +31,7 @@ PAPER_NAMES = {
     "dover_master technical": "DOVER technical",
     "dover_master aesthetic": "DOVER aesthetic",
 }
+"""As METRIC_COLUMNS of flashvideo/evaluation/sweeps.py, which nothing here may import (a test holds them equal)."""
 TIME = "enhancing, s a video"
 
 
@@ -72,9 +72,8 @@ class Page:
 
 def write_page(page: Page, path: Path) -> Path:
     """The page as one self-contained file."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, environment.from_string(TEMPLATE.read_text()).render(page=page))
+    write_atomically(path, environment().get_template("sweep.html.j2").render(page=page))
     return path
 
 

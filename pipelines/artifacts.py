@@ -116,7 +116,7 @@ class Workspace:
         path = self.folder(spec.name, job_fingerprint) / "report.json"
         if not path.is_file():
             return None
-        if spec.in_store and self._current(spec.name) != job_fingerprint:
+        if spec.in_store and self.current(spec.name) != job_fingerprint:
             return None
         return Report.model_validate_json(path.read_text())
 
@@ -135,7 +135,8 @@ class Workspace:
             (folder.parent / "current.json").unlink(missing_ok=True)
         return folder
 
-    def _current(self, job: str) -> str | None:
+    def current(self, job: str) -> str | None:
+        """Fingerprint of the job's last finished output; None: there is none."""
         path = self.root / "artifacts" / job / "current.json"
         if not path.is_file():
             return None

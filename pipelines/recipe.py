@@ -107,11 +107,11 @@ def preset(name: str) -> Recipe:
     """The preset recipe of that name (a function in `pipelines/recipes/<name>.py`), changed by the ablations behind it."""
     base, *changes = name.split("+")
     if base not in PRESETS:
-        raise RecipeError(f"no recipe named {base!r}{_did_you_mean(base, PRESETS)}; presets: {', '.join(PRESETS)}")
+        raise RecipeError(f"no recipe named {base!r}{did_you_mean(base, PRESETS)}; presets: {', '.join(PRESETS)}")
     recipe: Recipe = getattr(importlib.import_module(f"pipelines.recipes.{base}"), base)()
     for change in changes:
         if change not in ABLATIONS:
-            raise RecipeError(f"no ablation named {change!r}{_did_you_mean(change, ABLATIONS)}; ablations: {', '.join(ABLATIONS)}")
+            raise RecipeError(f"no ablation named {change!r}{did_you_mean(change, ABLATIONS)}; ablations: {', '.join(ABLATIONS)}")
         recipe = getattr(importlib.import_module("pipelines.recipes.ablations"), change)(recipe)
     return recipe.model_copy(update={"name": name})
 
@@ -207,7 +207,7 @@ def _override(tree: dict[str, Any], text: str) -> None:
         last = depth == len(parts) - 1
         if isinstance(node, dict):
             if part not in node:
-                raise RecipeError(f"--set {key}: no key {part!r}{_did_you_mean(part, node)}{_known(parts[:depth], node)}")
+                raise RecipeError(f"--set {key}: no key {part!r}{did_you_mean(part, node)}{_known(parts[:depth], node)}")
             if last:
                 node[part] = value
             else:
@@ -241,7 +241,8 @@ def _entry(entries: list[Any], part: str, key: str) -> int:
     raise RecipeError(f"--set {key}: no entry {part!r} among {len(entries)} (0 to {len(entries) - 1}{'; ' + known if known else ''})")
 
 
-def _did_you_mean(word: str, known: Any) -> str:
+def did_you_mean(word: str, known: Any) -> str:
+    """The end of a message about an unknown word: the nearest known one, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f'; did you mean "{close[0]}"?' if close else ""
 
@@ -257,7 +258,7 @@ def _one_line(error: ValidationError) -> str:
         where = ".".join(str(part) for part in entry["loc"])
         if entry["type"] == "extra_forbidden":
             *parents, key = entry["loc"]
-            lines.append(f"unknown key {where!r}{_did_you_mean(str(key), _fields_at(tuple(parents)))}")
+            lines.append(f"unknown key {where!r}{did_you_mean(str(key), _fields_at(tuple(parents)))}")
         else:
             message = entry["msg"].removeprefix("Value error, ")
             lines.append(f"{where}: {message}" if where else message)

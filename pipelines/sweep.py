@@ -281,7 +281,7 @@ def sweep_root(arguments: argparse.Namespace) -> None:
     if arguments.stage2 is not None:
         trained = Trained.at(recipe, workspace, arguments.stage2)
     else:
-        trained = Trained.of(recipe, workspace, needs_generate=names == ("stages",))
+        trained = Trained.of(recipe, workspace)
     plans, left_out = plans_of(names, trained, folders)
     if not plans:
         raise UserError("; ".join(left_out))

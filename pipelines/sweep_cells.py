@@ -22,7 +22,7 @@ from pipelines.artifacts import Report, Workspace
 from pipelines.generate import read_manifest
 from pipelines.job import JobContext, Progress, UserError
 from pipelines.plan import job_spec, jobs_for
-from pipelines.recipe import Recipe, fingerprint
+from pipelines.recipe import Recipe, did_you_mean, fingerprint
 
 Kind = Literal["truth", "codec", "input", "enhanced", "stage1", "stage2", "folder"]
 REFERENCES: tuple[Kind, ...] = ("input", "codec", "truth")
@@ -104,18 +104,13 @@ class Trained:
         return self.workspace.root / "sweep"
 
     @classmethod
-    def of(cls, recipe: Recipe, workspace: Workspace, needs_generate: bool = False) -> Trained:
+    def of(cls, recipe: Recipe, workspace: Workspace) -> Trained:
         """The root's finished jobs up to train_stage2, and generate where it is done. Raises UserError with the command that is due."""
         reports: dict[str, Report] = {}
         for state in workspace.states(recipe, ["generate"]):
             name = state.spec.name
             if state.report is not None:
                 reports[name] = state.report
-            elif name == "generate" and needs_generate:
-                raise UserError(
-                    f"generate is not done in {workspace.root}, so there are no videos of Stage I; run: flashvideo generate "
-                    f"--root {workspace.root}"
-                )
             elif name not in ("generate", "train_stage1"):
                 raise UserError(
                     f"{name} is not done in {workspace.root} with this recipe, so there is no Stage II to sweep; run: flashvideo train "
@@ -435,16 +430,12 @@ def check_handover(trained: Trained) -> Path:
 
 def chosen_sweeps(name: str) -> tuple[SweepName, ...]:
     """The named sweep, or all of them. Raises UserError with the nearest name."""
-    import difflib
-
     if name == "all":
         return SWEEP_NAMES
     for known in SWEEP_NAMES:
         if known == name:
             return (known,)
-    close = difflib.get_close_matches(name, [*SWEEP_NAMES, "all"], n=1)
-    hint = f'; did you mean "{close[0]}"?' if close else ""
-    raise UserError(f"no sweep named {name!r}{hint} (sweeps: {', '.join(SWEEP_NAMES)}, all)")
+    raise UserError(f"no sweep named {name!r}{did_you_mean(name, (*SWEEP_NAMES, 'all'))} (sweeps: {', '.join(SWEEP_NAMES)}, all)")
 
 
 def work_of(cells: Sequence[Cell], items: Sequence[Item]) -> Iterator[tuple[Item, Cell]]:

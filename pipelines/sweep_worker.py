@@ -26,7 +26,7 @@ from flashvideo.evaluation.results import QualityRow
 from flashvideo.evaluation.video_metrics import VideoMetrics
 from flashvideo.models.transformer import CogVideoXTransformer
 from flashvideo.models.vae import LatentPosterior, pixels_to_video, video_to_pixels
-from flashvideo.objectives.degradation import resize
+from flashvideo.objectives.degradation import enlarge_to, shrink_by
 from flashvideo.sampling.stage2 import enhance_latents
 from flashvideo.training.pieces import Piece, PieceFolder
 from flashvideo.video_files import VideoFileError, frames_digest, read_video, write_picture
@@ -249,7 +249,7 @@ class SweepWorker:
             return Prepared(shape, enlarged, None)
         small, own = self._shrunk(item)
         truth = own if shape == base_shape(self._recipe) else self._larger_truth(item, shape)
-        light = resize(small, shape.height, shape.width, "bilinear", antialias=True).clamp(0, 1)
+        light = enlarge_to(small, shape.height, shape.width)
         return Prepared(shape, (light * 2 - 1).transpose(0, 1)[None], truth)
 
     def _shrunk(self, item: Item) -> tuple[Tensor, NDArray[np.uint8]]:
@@ -261,9 +261,7 @@ class SweepWorker:
         span = (clip["start_us"], clip["end_us"], recipe.latents.frame_rate_hz, base.frames, base.height, base.width)
         truth, _ = read_clip(clip["uri"], *span)
         light = torch.from_numpy(truth).permute(0, 3, 1, 2).float() / 255
-        factor = recipe.evaluation.downscale
-        height, width = max(1, round(base.height / factor)), max(1, round(base.width / factor))
-        return resize(light, height, width, "bilinear", antialias=True), truth
+        return shrink_by(light, recipe.evaluation.downscale), truth
 
     def _larger_truth(self, item: Item, shape: FrameShape) -> NDArray[np.uint8] | None:
         """Truth at another size, where the source has so many pixels."""

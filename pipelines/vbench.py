@@ -120,10 +120,9 @@ def run_root(options: argparse.Namespace) -> int:
 
 def generated(root: Path) -> Path:
     """The folder of the root's last finished generate job. Raises VBenchMistake."""
-    current = root / "artifacts" / "generate" / "current.json"
-    if not current.is_file():
+    name = Workspace(root).current("generate")
+    if name is None:
         raise VBenchMistake(f"{root} holds no generated videos; make them: flashvideo generate --root {root}")
-    name: str = json.loads(current.read_text())["fingerprint"]
     return Workspace(root).folder("generate", name)
 
 

@@ -102,11 +102,9 @@ class Session:
     def __init__(self, settings: ReviewSettings) -> None:
         """Raises QueryError for a wrong question, ReviewError where the annotator's name is in use."""
         self.settings = settings
-        open_dataset(settings.root / "store")  # says in one line where there is none
+        question = self._newest_clips().where(settings.where)  # says in one line where there is no store
         self.store = Store.open(settings.root / "store")
-        question: Query = open_dataset(settings.root / "store").clips
-        self._question = question.where(settings.where)
-        self.pool = read_pool(self._question, settings.order, settings.limit)
+        self.pool = read_pool(question, settings.order, settings.limit)
         self.book = LabelBook(self.store, settings.root / "review", settings.annotator)
         self.previews = Previews(settings.root / "review" / "clips")
         self.thumbs = settings.root / "tracks" / "thumbs"
@@ -185,7 +183,7 @@ class Session:
 
     def browse(self, where: str, order: str, labelled: str, offset: int, limit: int) -> dict[str, Any]:
         """Clips of any question. `labelled`: any, keep, drop, skip (by this annotator), disputed. Raises QueryError."""
-        question: Query = open_dataset(self.settings.root / "store").clips
+        question = self._newest_clips()
         if where.strip():
             question = question.where(where)
         if order.strip():
@@ -343,12 +341,17 @@ class Session:
             "check": asdict(check) if check else None,
         }
 
+    def _newest_clips(self) -> Query:
+        """Of the table as it is now: other processes write to it."""
+        clips: Query = open_dataset(self.settings.root / "store").clips
+        return clips
+
     def _row(self, clip_id: str) -> dict[str, Any]:
         with self._mutex:
             if clip_id in self._clips:
                 self._clips.move_to_end(clip_id)
                 return self._clips[clip_id]
-        question: Query = open_dataset(self.settings.root / "store").clips
+        question = self._newest_clips()
         rows = question.where(any_of("clip_id", [clip_id])).columns(*FACTS).rows()
         if not rows:
             raise UnknownClipError(f"no clip {clip_id[:64]!r}")

@@ -328,10 +328,19 @@ def blur_by(video: Tensor, factor: float) -> Tensor:
 
     T C H W in [0, 1], to the same size.
     """
+    return enlarge_to(shrink_by(video, factor), *video.shape[-2:])
+
+
+def shrink_by(video: Tensor, factor: float) -> Tensor:
+    """The first half of `blur_by`: T C H W to T C H/factor W/factor."""
     check_video(video)
     height, width = video.shape[-2:]
-    small = resize(video, max(1, round(height / factor)), max(1, round(width / factor)), "bilinear", antialias=True)
-    return resize(small, height, width, "bilinear", antialias=True).clamp(0, 1)
+    return resize(video, max(1, round(height / factor)), max(1, round(width / factor)), "bilinear", antialias=True)
+
+
+def enlarge_to(video: Tensor, height: int, width: int) -> Tensor:
+    """The second half of `blur_by`: T C h w to T C height width, in [0, 1]."""
+    return resize(video, height, width, "bilinear", antialias=True).clamp(0, 1)
 
 
 def check_video(video: Tensor) -> None:
