@@ -7,7 +7,6 @@ Sound is left out. An image is copied as it is.
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,6 +17,7 @@ import av
 import numpy as np
 
 from curation.video import MICROSECONDS, TIME_TOLERANCE_US, MediaError, decode_from, frame_geometry, open_media, picture_of
+from curation.whole_files import writing
 
 COPIED_CODECS = frozenset({"h264", "hevc", "vp9", "mpeg4"})
 """Codecs whose packets MP4 holds and PyAV can pass on."""
@@ -70,8 +70,7 @@ class Cut:
 
 def cut_clip(task: CutTask) -> Cut:
     """Writes the clip. Raises MediaError when the file cannot be opened or holds no picture of the span."""
-    part = task.path.with_name(f".{task.path.name}.{os.getpid()}.part")
-    try:
+    with writing(task.path) as part:
         if task.media_type == "image":
             if not Path(task.uri).is_file():
                 raise MediaError("missing", f"{task.uri} does not exist; was it moved after ingest?")
@@ -80,9 +79,6 @@ def cut_clip(task: CutTask) -> Cut:
         else:
             facts = _cut_video(task, part)
         size = part.stat().st_size
-        os.replace(part, task.path)
-    finally:
-        part.unlink(missing_ok=True)
     return Cut(bytes=size, **facts)
 
 

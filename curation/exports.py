@@ -12,7 +12,6 @@ import io
 import json
 import os
 import re
-import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ import pyarrow as pa
 
 from curation.expression import QueryError, kind_of
 from curation.sources import IMAGE_SUFFIXES, is_remote, suffix_of
+from curation.whole_files import write_text, writing
 
 if TYPE_CHECKING:
     from curation.cut import CutTask
@@ -112,13 +112,9 @@ def export(query: Query, path: Path | str, format: str | None = None, cut: str =
 
 def _write_rows(query: Query, path: Path, format: str, say: Say) -> int:
     _check_file(path, format)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     counted = _Counted(query.batches(), say)
-    try:
+    with writing(path) as part:
         {"json": _write_json, "csv": _write_csv, "parquet": _write_parquet, "lance": _write_lance}[format](counted, part)
-        os.replace(part, path)
-    finally:
-        shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
     return counted.rows
 
 
@@ -196,7 +192,7 @@ def _export_clips(query: Query, question: str, folder: Path, format: str, cut: s
     finally:
         cutter.close()
     finished = {**claim, "clips": made.rows, "cut_by": dict(made.methods), "bytes": made.bytes, "failed": made.failed, "finished": True}
-    _write_text(folder / CLAIM, json.dumps(finished, indent=1, ensure_ascii=False))
+    write_text(folder / CLAIM, json.dumps(finished, indent=1, ensure_ascii=False))
     return made
 
 
@@ -217,7 +213,7 @@ def _claim(folder: Path, claim: dict[str, Any]) -> None:
         return
     if present:
         raise QueryError(f"{folder} is not empty and holds no export of ours ({present[0]}, ...); name an empty folder")
-    _write_text(folder / CLAIM, json.dumps(claim, indent=1, ensure_ascii=False))
+    write_text(folder / CLAIM, json.dumps(claim, indent=1, ensure_ascii=False))
 
 
 def _write_clips(table: pa.Table, folder: Path, cutter: _Cutter, made: Exported, say: Say) -> None:
@@ -230,7 +226,7 @@ def _write_clips(table: pa.Table, folder: Path, cutter: _Cutter, made: Exported,
         if facts is None:
             facts = cutter.cut(row, _inside(folder, name + _media_suffix(row)))
             if "cut" in facts:
-                _write_text(facts_file, json.dumps(facts, indent=1, ensure_ascii=False))
+                write_text(facts_file, json.dumps(facts, indent=1, ensure_ascii=False))
         _note(made, facts)
         say(number + 1, table.num_rows, "clips")
 
@@ -250,7 +246,7 @@ def _write_shards(table: pa.Table, folder: Path, cutter: _Cutter, made: Exported
             done = number * SHARD_CLIPS
             clips = _write_shard(rows, shard, cutter, lambda count, done=done: say(done + count, table.num_rows, "clips"))  # type: ignore[misc]
             facts = {"digest": digest, "clips": clips}
-            _write_text(index, json.dumps(facts, ensure_ascii=False))
+            write_text(index, json.dumps(facts, ensure_ascii=False))
         for clip in facts["clips"]:
             _note(made, clip)
         say(min((number + 1) * SHARD_CLIPS, table.num_rows), table.num_rows, "clips")
@@ -262,27 +258,22 @@ def _write_shards(table: pa.Table, folder: Path, cutter: _Cutter, made: Exported
 
 def _write_shard(rows: Sequence[dict[str, Any]], shard: Path, cutter: _Cutter, done: Callable[[int], None]) -> list[dict[str, Any]]:
     """Cuts the clips and packs them; the facts of each. Equal clips make equal bytes."""
-    part = shard.with_name(f".{shard.name}.part")
     facts = []
-    try:
-        with tarfile.open(part, "w", format=tarfile.PAX_FORMAT) as tar:
-            for count, row in enumerate(rows):
-                key = _key(row["clip_id"])
-                media = shard.with_name(f".{key}{_media_suffix(row)}")
-                found = cutter.cut(row, media)
-                if "cut" in found:
-                    with open(media, "rb") as file:
-                        tar.addfile(_member(key + media.suffix, media.stat().st_size), file)
-                    texts = {".json": json.dumps(found, ensure_ascii=False)} | ({".txt": row["caption"]} if row["caption"] else {})
-                    for suffix, text in texts.items():
-                        data = text.encode()
-                        tar.addfile(_member(key + suffix, len(data)), io.BytesIO(data))
-                media.unlink(missing_ok=True)
-                facts.append({name: value for name, value in found.items() if name in ("clip_id", "cut", "failed")})
-                done(count + 1)
-        os.replace(part, shard)
-    finally:
-        part.unlink(missing_ok=True)
+    with writing(shard) as part, tarfile.open(part, "w", format=tarfile.PAX_FORMAT) as tar:
+        for count, row in enumerate(rows):
+            key = _key(row["clip_id"])
+            media = shard.with_name(f".{key}{_media_suffix(row)}")
+            found = cutter.cut(row, media)
+            if "cut" in found:
+                with open(media, "rb") as file:
+                    tar.addfile(_member(key + media.suffix, media.stat().st_size), file)
+                texts = {".json": json.dumps(found, ensure_ascii=False)} | ({".txt": row["caption"]} if row["caption"] else {})
+                for suffix, text in texts.items():
+                    data = text.encode()
+                    tar.addfile(_member(key + suffix, len(data)), io.BytesIO(data))
+            media.unlink(missing_ok=True)
+            facts.append({name: value for name, value in found.items() if name in ("clip_id", "cut", "failed")})
+            done(count + 1)
     return facts
 
 
@@ -362,12 +353,6 @@ def _read_facts(path: Path, digest: str) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return facts if facts.get("digest") == digest else None
-
-
-def _write_text(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 # ---- names -------------------------------------------------------------------------------------------------------

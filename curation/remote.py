@@ -27,6 +27,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from curation.sources import SourceError, SourceFile, is_remote, suffix_of
+from curation.whole_files import write_text
 
 ATTEMPTS = 3
 """Downloads of one file before it is given up, waiting 1 s and 2 s between."""
@@ -178,9 +179,7 @@ def _attempt(uri: str, path: Path, part: Path, version: tuple[int, int] | None) 
     _record(path).unlink(missing_ok=True)
     os.replace(part, path)
     facts = {"uri": uri, "bytes": copy.bytes, "modified_ns": copy.modified_ns, "sha256": copy.sha256}
-    beside = path.with_name(f".{path.name}.json.part")
-    beside.write_text(json.dumps(facts))
-    os.replace(beside, _record(path))
+    write_text(_record(path), json.dumps(facts))
     return copy
 
 

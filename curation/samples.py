@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curation.sources import SourceError
+from curation.whole_files import writing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -280,13 +281,9 @@ def _forget_other_version(folder: Path) -> None:
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """A name to write to beside `path`, renamed to it at the end, with the fixed modification time."""
-    beside = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
+    with writing(path, suffix=path.suffix) as beside:
         yield beside
         os.utime(beside, (FIXED_TIME_S, FIXED_TIME_S))
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _read_photo(name: str) -> np.ndarray:

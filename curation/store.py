@@ -14,7 +14,6 @@ import difflib
 import fcntl
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from curation.column_files import write_columns
 from curation.expression import QueryError, any_of, check_column, compile_filter
 from curation.schema import KEYS, TABLES
 from curation.step import Lineage
+from curation.whole_files import write_text
 
 COMMIT_RETRIES = 20
 """Attempts of one commit against writers on other machines; on this machine the lock file orders them."""
@@ -365,9 +365,7 @@ class Store:
     def _write_card(self, name: str, card: dict[str, Any]) -> None:
         path = self._card_path(name)
         path.parent.mkdir(exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-        beside.write_text(json.dumps(card, indent=1, sort_keys=True))
-        os.replace(beside, path)
+        write_text(path, json.dumps(card, indent=1, sort_keys=True))
 
     def _read_card(self, name: str) -> dict[str, Any]:
         path = self._card_path(name)

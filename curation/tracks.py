@@ -13,8 +13,8 @@ own range and matrix (schema metadata).
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.video import Picture
+from curation.whole_files import write_text, writing
 
 FRAMES = pa.schema(
     [
@@ -82,11 +83,12 @@ class TrackWriter:
         """What .pass.json will hold; set before the clean end."""
         self._found_path = pass_path(folder, facts.source_id)
         self._paths = [folder / f"{facts.source_id}.keys.arrow", folder / f"{facts.source_id}.arrow"]
-        self._beside = [path.with_name(f".{path.name}.{os.getpid()}.part") for path in self._paths]
+        self._parts = ExitStack()  # the keys' file, made last, is put in place first
+        frames, keys = (self._parts.enter_context(writing(path)) for path in reversed(self._paths))
         options = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)  # a worker is one thread
         metadata = {"track": json.dumps({"version": VERSION, **vars(facts)})}
         schemas = [KEYS.with_metadata(metadata), FRAMES.with_metadata(metadata)]
-        self._sinks = [pa.OSFile(str(path), "wb") for path in self._beside]
+        self._sinks = [pa.OSFile(str(path), "wb") for path in (keys, frames)]
         self._keys, self._frames = (
             pa.ipc.new_file(sink, schema, options=options) for sink, schema in zip(self._sinks, schemas, strict=True)
         )
@@ -123,15 +125,11 @@ class TrackWriter:
             for sink in self._sinks:
                 sink.close()
         if kind is not None:
-            for beside in self._beside:
-                beside.unlink(missing_ok=True)
+            self._parts.__exit__(kind, error, trace)
             return
         self._paths[-1].unlink(missing_ok=True)  # a kill from here on leaves no track, never one of two passes
-        beside = self._found_path.with_name(f".{self._found_path.name}.{os.getpid()}.part")
-        beside.write_text(json.dumps(self.found))
-        os.replace(beside, self._found_path)
-        for beside, path in zip(self._beside, self._paths, strict=True):
-            os.replace(beside, path)
+        write_text(self._found_path, json.dumps(self.found))
+        self._parts.close()
 
 
 def pass_path(folder: Path, source_id: str) -> Path:

@@ -13,7 +13,6 @@ Source: FlashVideo (arXiv 2502.05179) section 3 and its released inference code.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +43,7 @@ from flashvideo.models.window_attention import AttentionOptions, choose_window
 from flashvideo.motion import clip_motion_px
 from flashvideo.sampling.stage1 import Progress, sample_stage1
 from flashvideo.sampling.stage2 import enhance_latents
+from flashvideo.whole_files import writing
 
 
 def seeded(seeds: Sequence[int]) -> tuple[torch.Generator, ...]:
@@ -359,10 +359,9 @@ def save_previews(path: Path | str, video: Tensor, prompts: Sequence[str], seeds
         raise ValueError(f"{len(video)} videos, {len(prompts)} prompts, {len(seeds)} seeds; need one of each a video")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     facts = {"kind": "flashvideo previews", "prompts": json.dumps(list(prompts)), "seeds": json.dumps(list(seeds))}
-    save_file({"video": video.float().cpu().contiguous()}, beside, metadata=facts)
-    os.replace(beside, path)
+    with writing(path) as beside:
+        save_file({"video": video.float().cpu().contiguous()}, beside, metadata=facts)
 
 
 def load_previews(path: Path | str) -> Previews:

@@ -212,11 +212,25 @@ class SpikeConfig(Settings):
     """Faults of a phase that are skipped or rewound; one more stops the run."""
 
 
+class WandbConfig(Settings):
+    """Scalars at Weights & Biases. The key comes from its own places (WANDB_API_KEY, netrc), never from a recipe."""
+
+    mode: Literal["off", "online", "offline"] = "off"
+    """offline: kept beside losses.jsonl for `wandb sync`; online goes on so where the server cannot be reached."""
+    project: str = "flashvideo"
+    entity: str | None = None
+    """User or team; None: the key's own."""
+    timeout_s: float = Field(default=60, gt=0)
+    """Longest wait for the server, before the first train_step of a phase and after the last."""
+
+
 class WatchConfig(Settings):
     """What is looked at while a model trains, beside the losses."""
 
     tensorboard: bool = False
     """Also write TensorBoard scalars beside losses.jsonl (needs the tensorboard package)."""
+    wandb: WandbConfig = WandbConfig()
+    """Also send the same scalars to Weights & Biases (needs the wandb package, the extra `wandb`)."""
     validate_every: int | None = None
     """train_steps between validations within a phase (validations.jsonl); None: before and after only."""
     sample_every: int | None = Field(default=None, ge=1)

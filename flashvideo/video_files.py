@@ -7,13 +7,14 @@ and kill-safe: beside, then renamed.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+
+from flashvideo.whole_files import writing
 
 REPEATABLE = {"tune": "zerolatency", "x264-params": "mbtree=0:scenecut=0"}
 """x264 without its lookahead, which gave unequal bits for equal pixels now and then (objectives/degradation.py)."""
@@ -34,8 +35,8 @@ def write_video(path: Path, frames: np.ndarray, frame_rate_hz: float, crf: int) 
     if height % 2 or width % 2:
         raise ValueError(f"{path}: {width}x{height} px; yuv420p needs even sizes")
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with av.open(str(beside), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+    options = {"movflags": "+faststart"}
+    with writing(path) as beside, av.open(str(beside), "w", format="mp4", options=options) as container:
         stream = container.add_stream("libx264", rate=Fraction(frame_rate_hz).limit_denominator(1001))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1
@@ -49,7 +50,6 @@ def write_video(path: Path, frames: np.ndarray, frame_rate_hz: float, crf: int) 
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
-    os.replace(beside, path)
 
 
 def read_video(path: Path) -> tuple[np.ndarray, float]:
@@ -102,6 +102,5 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    Image.fromarray(picture).save(part, format="PNG")
-    os.replace(part, path)
+    with writing(path) as part:
+        Image.fromarray(picture).save(part, format="PNG")

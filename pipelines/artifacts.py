@@ -20,7 +20,6 @@ jobs made*. So an upstream job that runs again and makes the same thing causes n
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from curation.sources import list_sources
+from flashvideo.whole_files import write_text
 from pipelines.plan import JobSpec, jobs_for
 from pipelines.recipe import Recipe, fingerprint
 
@@ -189,9 +189,4 @@ class Workspace:
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes beside, flushes to disk, renames: a reader sees the old file or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(beside, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    write_text(path, text, flushed=True)

@@ -13,7 +13,6 @@ import argparse
 import json
 import logging
 import math
-import os
 import shutil
 import sys
 from collections import Counter
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from curation.sources import SourceError
+from flashvideo.whole_files import writing
 from pipelines.artifacts import Report, Workspace
 from pipelines.executor import WorkerDied
 from pipelines.generate import spread, spread_workers
@@ -203,10 +203,8 @@ def _enhance_window(cascade: FlashVideoCascade, recipe: Recipe, pixels: np.ndarr
 
 
 def _save(path: Path, frames: np.ndarray) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(beside, "wb") as file:
+    with writing(path) as beside, open(beside, "wb") as file:
         np.save(file, frames)
-    os.replace(beside, path)
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from curation.sources import SourceError
+from flashvideo.whole_files import write_text
 from pipelines.artifacts import Report, Workspace, write_atomically
 from pipelines.plan import JobSpec, job_spec
 from pipelines.recipe import Recipe, RecipeError, load
@@ -76,9 +77,7 @@ class Progress:
 
 def write_progress(path: Path, state: dict[str, object]) -> None:
     """Replaces the progress file (no fsync: it is only for looking at)."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(state))
-    os.replace(beside, path)
+    write_text(path, json.dumps(state))
 
 
 @dataclass

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from curation.step import Lineage
+from flashvideo.whole_files import writing
 from pipelines.artifacts import write_atomically
 from pipelines.clip_pictures import Clip, ClipPictures, Picture, PixelCache, Pixels, crop_corner, make_pictures, source_box
 from pipelines.job import JobContext
@@ -241,11 +241,8 @@ def save_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """A safetensors file, written beside and renamed."""
     from safetensors.torch import save_file
 
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    save_file(dict(tensors), beside)
-    with open(beside, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    with writing(path, flushed=True) as beside:
+        save_file(dict(tensors), beside)
 
 
 def training_texts(recipe: Recipe, clips: Iterable[Clip]) -> list[str]:

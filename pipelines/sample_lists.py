@@ -7,7 +7,6 @@ The job process queries the store once and writes the samples of every phase as 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import pyarrow as pa
 
 from curation.expression import any_of, quote_text
 from curation.store import Store
+from flashvideo.whole_files import writing
 from pipelines.artifacts import Report
 from pipelines.job import UserError
 from pipelines.latent_plan import LatentProfile, stage1_text, stage2_text, stored_profile, text_hash
@@ -101,11 +101,9 @@ def _new_sample(release: Release, profile: LatentProfile, sample_id: str, clip: 
 
 def write_samples(path: Path, tables: Iterable[pa.Table]) -> Path:
     """The samples as an Arrow file, written beside and renamed."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_file(sink, SAMPLES) as writer:
+    with writing(path) as beside, pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_file(sink, SAMPLES) as writer:
         for table in tables:
             writer.write_table(table)
-    os.replace(beside, path)
     return path
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 from curation.captions.caption import Caption
+from curation.whole_files import write_text
 
 
 class ResponseCache:
@@ -27,9 +27,7 @@ class ResponseCache:
         """Keeps an answer."""
         path = self._path(clip_id, question)
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-        beside.write_text(json.dumps(vars(caption)))
-        os.replace(beside, path)
+        write_text(path, json.dumps(vars(caption)))
 
     def _path(self, clip_id: str, question: str) -> Path:
         name = hashlib.sha256(f"{clip_id}\n{question}".encode()).hexdigest()[:32]

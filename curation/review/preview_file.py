@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import cv2
 from curation.cut import CutTask, cut_clip
 from curation.review.previews import LONGEST_LEAD_IN_US, QUALITY, SHORT_SIDE_PX, PreviewTask
 from curation.video import decode_media, frame_geometry, open_media, picture_of
+from curation.whole_files import writing
 
 PLAYED_PIXELS = frozenset({"yuv420p", "yuvj420p"})
 """8-bit 4:2:0, the only H.264 that every browser plays."""
@@ -54,8 +54,7 @@ def _as_png(task: PreviewTask) -> str:
                 continue
             geometry = frame_geometry(event.frame, stream)
             picture = geometry.rotate(picture_of(event.frame).to_bgr(event.frame.width, event.frame.height))
-            part = task.path.with_name(f".{os.getpid()}.{task.path.name}")
-            cv2.imwrite(str(part), picture)
-            os.replace(part, task.path)
+            with writing(task.path, suffix=".png") as part:
+                cv2.imwrite(str(part), picture)
             return f"{Path(task.uri).suffix.lstrip('.')} shown as PNG, 8 bit"
     raise AssertionError("open_media or the decoder says why there is no picture")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -20,6 +19,7 @@ from flashvideo.evaluation.results import Record
 from flashvideo.evaluation.suite import Problem, VideoItem
 from flashvideo.evaluation.totals import DIMENSIONS
 from flashvideo.evaluation.vbench_results import DimensionOutcome, VBenchResults
+from flashvideo.whole_files import write_text, writing
 
 IMAGING = "imaging_quality"
 """Its videos are on 0-100 in the reference's file, its score on 0-1."""
@@ -154,9 +154,7 @@ def write_exchange(folder: Path, name: str, results: VBenchResults, items: Seque
     written = []
     for suffix, data in (("eval_results", eval_results(results)), ("full_info", full_info(items))):
         path = folder / f"{name}_{suffix}.json"
-        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-        beside.write_text(json.dumps(data, indent=4, allow_nan=False), encoding="utf-8")
-        os.replace(beside, path)
+        write_text(path, json.dumps(data, indent=4, allow_nan=False))
         written.append(path)
     return written[0], written[1]
 
@@ -174,11 +172,9 @@ def write_leaderboard_zip(path: Path, files: Sequence[Path]) -> None:
                     f"{dimension} is in {holders[dimension]} and in {file.name}; the leaderboard would take the last of them"
                 )
             holders[dimension] = file.name
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
+    with writing(path) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(files, key=lambda one: one.name):
             archive.writestr(zipfile.ZipInfo(file.name, ZIP_TIME), file.read_bytes(), zipfile.ZIP_DEFLATED)
-    os.replace(beside, path)
 
 
 def read_leaderboard_zip(path: Path) -> ImportedResults:

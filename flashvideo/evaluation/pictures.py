@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from flashvideo.evaluation.protocol import VBenchProtocol
 from flashvideo.evaluation.suite import VideoItem
 from flashvideo.evaluation.vbench_results import DimensionOutcome, Extreme, VBenchResults
 from flashvideo.evaluation.video_frames import decoded_frames, probe
+from flashvideo.whole_files import writing
 
 SHOWN_CLIPS = 3
 """Best, and worst, of a dimension."""
@@ -102,6 +102,5 @@ def write_jpeg(path: Path, picture: np.ndarray) -> None:
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    Image.fromarray(picture).save(part, format="JPEG", quality=88)
-    os.replace(part, path)
+    with writing(path) as part:
+        Image.fromarray(picture).save(part, format="JPEG", quality=88)

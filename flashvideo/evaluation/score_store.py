@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from flashvideo.evaluation.protocol import VBenchProtocol
 from flashvideo.evaluation.results import Record
 from flashvideo.evaluation.scores import ClipScore, Prompt
 from flashvideo.evaluation.suite import Problem
+from flashvideo.whole_files import write_text
 
 if TYPE_CHECKING:
     from flashvideo.evaluation.dimensions.dimension import Dimension
@@ -77,6 +77,4 @@ class ScoreStore:
     def put(self, key: str, score: VideoScore) -> None:
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-        beside.write_text(score.model_dump_json())
-        os.replace(beside, path)
+        write_text(path, score.model_dump_json())

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from flashvideo.evaluation.protocol import VBenchProtocol, file_sha256
 from flashvideo.evaluation.published import TABLE_1
 from flashvideo.evaluation.suite import Problem, Suite, SuiteError, VideoItem, find_videos, read_prompts
 from flashvideo.evaluation.totals import DIMENSIONS
+from flashvideo.whole_files import write_text
 
 if TYPE_CHECKING:
     from flashvideo.evaluation.evaluator import Evaluator, Tally
@@ -331,9 +331,7 @@ def _progress(done: int, total: int) -> None:
 
 def _write(path: Path, data: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.write_text(json.dumps(data, indent=1))
-    os.replace(beside, path)
+    write_text(path, json.dumps(data, indent=1))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -34,6 +34,7 @@ from flashvideo.models.transformer import (
     to_diffusers,
 )
 from flashvideo.models.weight_files import WeightsError, read_config, read_tensors, weight_paths, write_config
+from flashvideo.whole_files import writing
 
 log = logging.getLogger("flashvideo")
 
@@ -275,8 +276,7 @@ def write_safetensors(path: Path, tensors: Iterator[tuple[str, Tensor]], plan: M
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(beside, "wb") as file:
+    with writing(path) as beside, open(beside, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         start = file.tell()
         file.truncate(start + offset)
@@ -287,9 +287,8 @@ def write_safetensors(path: Path, tensors: Iterator[tuple[str, Tensor]], plan: M
             file.seek(start + header[name]["data_offsets"][0])
             file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
             written.add(name)
-    if len(written) != len(plan):
-        raise WeightsError(f"{path}: {', '.join(sorted(set(plan) - written)[:5])} were planned but not made")
-    os.replace(beside, path)
+        if len(written) != len(plan):
+            raise WeightsError(f"{path}: {', '.join(sorted(set(plan) - written)[:5])} were planned but not made")
 
 
 def _planned(state: Mapping[str, Tensor], table: Iterable[Rename]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -520,8 +519,7 @@ def _export(state: dict[str, Tensor], table: list[Rename], source: str, target: 
         write_safetensors(joined, restore_all(state, table, source), plan)
         state.clear()
         released = {prefix + key: value for key, value in read_tensors(joined.parent, joined.name).items()}
-        beside = target.with_name(f".{target.name}.{os.getpid()}.part")
-        torch.save({entry: released}, beside)
-        os.replace(beside, target)
+        with writing(target) as beside:
+            torch.save({entry: released}, beside)
     finally:
         joined.unlink(missing_ok=True)

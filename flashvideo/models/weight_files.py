@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from flashvideo.whole_files import write_text, writing
 
 
 class WeightsError(ValueError):
@@ -57,18 +58,15 @@ def write_folder(folder: Path, config: Mapping[str, Any], state: Mapping[str, Te
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f".{name}.{os.getpid()}.part"
-    save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, beside, metadata={"format": "pt"})
-    os.replace(beside, folder / name)
+    with writing(folder / name) as beside:
+        save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, beside, metadata={"format": "pt"})
     write_config(folder, config, config_name)
 
 
 def write_config(folder: Path, values: Mapping[str, Any], name: str = "config.json") -> None:
     """A JSON file, written beside and renamed."""
     folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f".{name}.{os.getpid()}.part"
-    beside.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
-    os.replace(beside, folder / name)
+    write_text(folder / name, json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def check_keys(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str) -> None:

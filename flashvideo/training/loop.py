@@ -70,7 +70,7 @@ class Loop:
         saver = Saver(self.checkpoints, engine, self._name, self.iterations, self.config.async_checkpoints)
         with saver, Prefetcher(self.reader, self.config.loader_workers, self.iterations) as loader:
             train_step, guard = self._resume(engine, saver)
-            watcher = Watcher(self.folder, self.config, train_step, engine.ranks.is_first)
+            watcher = Watcher(self.folder, self.config, train_step, engine.ranks.is_first, self._about(engine))
             while train_step < self.iterations:
                 outcome = None if train_step in guard.left_out else self._train_step(engine, train_step, guard, loader)
                 done = train_step + 1
@@ -125,6 +125,11 @@ class Loop:
             if engine.ranks.is_first:
                 peak = engine.peak_memory_gib
                 log.info("%s fits%s", said, "" if peak is None else f"; at most {peak:.1f} GiB so far")
+
+    def _about(self, engine: Engine) -> dict[str, Any]:
+        """What a run is listed with, where its scalars go to others."""
+        facts = {"stage": self.stage, "phase": self.phase, "iterations": self.iterations, "num_ranks": engine.ranks.size}
+        return facts | {"optimizer": self.optimizer.model_dump(mode="json"), "engine": self.config.model_dump(mode="json")}
 
     def _facts(self, engine: Engine, guard: FaultGuard) -> dict[str, Any]:
         """What stands in checkpoint.json beside the files."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from flashvideo.objectives.batch import Batch
 from flashvideo.training.engine import Engine
+from flashvideo.whole_files import write_text
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,7 @@ def read_losses(path: Path) -> list[dict[str, Any]]:
 
 def write_lines(path: Path, lines: Sequence[str]) -> None:
     """A text file, written beside and renamed."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.write_text("".join(line + "\n" for line in lines))
-    os.replace(beside, path)
+    write_text(path, "".join(line + "\n" for line in lines))
 
 
 @dataclass(frozen=True)

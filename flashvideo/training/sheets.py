@@ -17,6 +17,7 @@ from flashvideo.config import Stage2SamplingConfig
 from flashvideo.objectives.batch import Batch
 from flashvideo.sampling.stage2 import enhance_latents
 from flashvideo.training.engine import Engine
+from flashvideo.whole_files import writing
 
 FirstFrame = Callable[[Tensor], np.ndarray]
 """Model input (1, 1, C, H, W) of a clip's first latent frame -> its picture, uint8 H W 3."""
@@ -60,7 +61,6 @@ class Sheets:
 
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{train_step:08d}.jpg"
-        beside = path.with_name(f".{path.name}.part")
         sheet = np.concatenate([np.concatenate(row, axis=1) for row in rows], axis=0)
-        Image.fromarray(sheet).save(beside, format="JPEG", quality=JPEG_QUALITY)
-        beside.replace(path)
+        with writing(path) as beside:
+            Image.fromarray(sheet).save(beside, format="JPEG", quality=JPEG_QUALITY)

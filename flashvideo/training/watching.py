@@ -1,12 +1,14 @@
-"""What one run of the loop leaves to look at: losses, faults, validations, TensorBoard scalars, the share of time stalled."""
+"""What one run of the loop leaves to look at: losses, faults, validations, scalars, the share of time stalled."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from flashvideo.config import EngineConfig
+from flashvideo.config import EngineConfig, WatchConfig
 from flashvideo.training.metrics import LossLog, StepRecord, Validation
 from flashvideo.training.scalars import Scalars
 
@@ -19,15 +21,15 @@ SHOWN = ("loss", "grad_norm", "learning_rate", "seconds", "stall_share", "tokens
 class Watcher:
     """The first rank's files; the other ranks' does nothing."""
 
-    def __init__(self, folder: Path, config: EngineConfig, train_step: int, is_first: bool) -> None:
-        """`train_step`: done; lines after it, of an attempt that was killed, are cut."""
+    def __init__(self, folder: Path, config: EngineConfig, train_step: int, is_first: bool, about: Mapping[str, Any]) -> None:
+        """`train_step`: done; lines after it, of an attempt that was killed, are cut. `about`: for a list of runs."""
         self.config, self._is_first = config, is_first
         self._losses, self._faults, self._validations = (LossLog(folder / f"{name}.jsonl") for name in ("losses", "faults", "validations"))
-        self._scalars = Scalars(folder / "tensorboard" if is_first and config.watch.tensorboard else None, train_step)
         self._seconds = self._waited = 0.0
         if is_first:
             for lines in (self._losses, self._faults, self._validations):
                 lines.resume(train_step)
+        self._scalars = Scalars(folder, config.watch if is_first else WatchConfig(), train_step, about)
 
     def step(self, record: StepRecord, last: bool) -> None:
         self._seconds += record.seconds

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from flashvideo.evaluation.exchange import ExchangeError, ImportedResults, read_
 from flashvideo.evaluation.reference.environment import last_line, look, surroundings
 from flashvideo.evaluation.suite import Problem, VideoItem
 from flashvideo.evaluation.vbench_results import DimensionOutcome, VBenchResults, VideoValue, with_imported
+from flashvideo.whole_files import write_text
 
 RUNNER = Path(__file__).with_name("runner.py")
 EXCHANGE = 1
@@ -180,6 +180,4 @@ def _with_videos(outcome: DimensionOutcome, scores: Mapping[str, float], answers
 
 
 def _write(path: Path, data: object) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.write_text(json.dumps(data, indent=1), encoding="utf-8")
-    os.replace(beside, path)
+    write_text(path, json.dumps(data, indent=1))
