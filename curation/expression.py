@@ -134,8 +134,8 @@ def any_of(column: str, values: Iterable[str]) -> str:
 
 
 def _tokens(text: str) -> list[_Token]:
-    tokens, place = [], 0
-    while text[place:].strip():
+    tokens, place, end = [], 0, len(text.rstrip())
+    while place < end:
         match = _TOKEN.match(text, place)
         if match is None:
             rest = text[place:].lstrip()
@@ -328,9 +328,9 @@ def _a(kind: str) -> str:
 
 
 def _number(text: str) -> _Operand:
-    value: float | int = int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
+    value: float | int = int(text) if re.fullmatch(r"[+-]?\d{1,308}", text) else float(text)
     if not math.isfinite(value):
-        raise QueryError(f"{text} is too large for a number")
+        raise QueryError(f"{_cut(text)} is too large for a number")
     fits = isinstance(value, int) and abs(value) < 2**63
     return _Operand("number", str(value) if fits else repr(float(value)), text, False, value)
 

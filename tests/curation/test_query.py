@@ -142,6 +142,11 @@ def test_what_is_no_filter_of_ours_is_refused(path: Path, attempt: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_numbers_of_many_digits_are_read() -> None:
+    assert compile_filter("motion_proxy > " + "0" * 5000 + "7", CLIPS) == "(`motion_proxy` > 7.0)"
+    assert compile_filter("motion_proxy > " + "9" * 25 + "  ", CLIPS) == "(`motion_proxy` > 1e+25)"
+
+
 @pytest.mark.parametrize("value", ["x' or '1'='1", "x'; drop", "''", "\\'", "%", "naïve ☃", "`"])
 def test_text_values_stay_values(path: Path, value: str) -> None:
     assert compile_filter(any_of("state", [value]), CLIPS) == "(`state` IN ('" + value.replace("'", "''") + "'))"
@@ -170,6 +175,7 @@ def test_text_values_stay_values(path: Path, value: str) -> None:
         ("caption like 3", "like compares text"),
         ("motion_proxy has 3", "has looks into list columns"),
         ("state like split", "put text in quotes"),
+        ("motion_proxy > " + "9" * 5000, "9… is too large for a number"),
     ],
 )
 def test_mistakes_get_one_clear_line(where: str, message: str) -> None:
