@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import netrc
 import os
 import platform
 import re
@@ -48,6 +49,7 @@ def examine(recipe: Recipe, workspace: Workspace) -> list[Finding]:
         *_machine(recipe, workspace),
         *_sources(recipe, workspace),
         *_addresses(recipe),
+        *_wandb(recipe),
         *_weights(recipe),
         *_data(recipe),
     ]
@@ -162,6 +164,39 @@ def _addresses(recipe: Recipe) -> Iterator[Finding]:
         reached = answers(f"{prefect.rstrip('/')}/health")
         words = "answers" if reached else "does not answer"
         yield Finding("Prefect", "ok" if reached else "missing", f"PREFECT_API_URL {prefect} {words}", "start it, or unset PREFECT_API_URL")
+
+
+def _wandb(recipe: Recipe) -> Iterator[Finding]:
+    """Where a stage sends its scalars to Weights & Biases."""
+    wanted = {
+        f"{name}.engine.watch.wandb": stage.engine.watch.wandb for name, stage in (("stage1", recipe.stage1), ("stage2", recipe.stage2))
+    }
+    asked = {setting: config for setting, config in wanted.items() if config.mode != "off"}
+    if not asked:
+        return
+    settings = ", ".join(asked)
+    try:
+        found = version("wandb")
+    except PackageNotFoundError:
+        advice = 'uv pip install --constraints requirements.lock "wandb==0.31.*", or mode=off'
+        yield Finding("wandb", "missing", f"not installed; {settings} asks for it", advice)
+        return
+    yield Finding("wandb", "ok", f"{found}, for {settings}")
+    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    if any(config.mode == "online" for config in asked.values()) and not _wandb_key(urlsplit(server).hostname or ""):
+        yield Finding(
+            "wandb's key", "note", f"none for {server}: the runs are kept offline", "set WANDB_API_KEY, or wandb login (writes ~/.netrc)"
+        )
+
+
+def _wandb_key(host: str) -> bool:
+    """Whether there is a key in one of its own two places; it is not looked at."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 # ---- weights -----------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from flashvideo.config import EngineConfig
+from flashvideo.training.scalars import missing_package
 from pipelines.artifacts import write_atomically
 from pipelines.job import UserError, log
 from pipelines.recipe import Recipe
@@ -52,7 +53,10 @@ class RankFailure(RuntimeError):
 
 
 def start_ranks(request: RankRequest, recipe: Recipe, engine: EngineConfig) -> None:
-    """Runs all ranks to their end. Raises RankFailure."""
+    """Runs all ranks to their end. Raises RankFailure; UserError where a package that the recipe asks for is not installed."""
+    missing = missing_package(engine.watch)
+    if missing is not None:
+        raise UserError(f"{request.job}: {missing}")
     if recipe.runtime.backend == "ray":
         _through_ray(request, recipe, engine)
     elif recipe.runtime.backend == "torchrun":

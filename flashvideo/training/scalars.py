@@ -164,7 +164,8 @@ class Wandb:
             self._said(error, f"what it lacks lies in {self._kept}; send it later: wandb sync {self._kept}")
 
     def _said(self, error: Exception, after: str) -> None:
-        log.warning("Weights & Biases (engine.watch.wandb): %s; training goes on, %s", " ".join(str(error).split())[:300], after)
+        what = " ".join(str(error).split())[:300] or type(error).__name__
+        log.warning("Weights & Biases (engine.watch.wandb): %s; training goes on, %s", what, after)
 
 
 def run_id(folder: Path) -> str:
