@@ -627,3 +627,5 @@ class SweepConfig(Settings):
     """held_out: clips with truth, degraded as in evaluation. prompts: Stage I's videos of the generate job (the paper's way)."""
     items: int | None = Field(default=None, ge=1)
     """At most so many clips or prompts; None: evaluation.held_out_clips, or every prompt."""
+    strict: bool = False
+    """Exit code 1 where a row is over fewer items than were asked for; the table, which says so, is written all the same."""

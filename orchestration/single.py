@@ -52,10 +52,11 @@ def run_sweep(recipe: Recipe, workspace: Workspace, name: str, options: Sequence
         with _passing_recipe(recipe) as file:
             return _foreground([*command, "--recipe", file, "--dry-run"], workspace.root)
     code = _foreground([*command, "--recipe", str(_record(recipe, workspace, _new_id()))], workspace.root)
-    if code == 0:
+    if code == 0 or recipe.sweep.strict:
         from orchestration.sweep_report import build_sweep_page
 
-        names = [name] if name != "all" else sorted(path.parent.name for path in (workspace.root / "sweep").glob("*/results.json"))
+        pattern = "*" if name == "all" else name
+        names = sorted(path.parent.name for path in (workspace.root / "sweep").glob(f"{pattern}/results.json"))
         for entry in names:
             print(f"page: {build_sweep_page(workspace.root / 'sweep' / entry)}")
     return code

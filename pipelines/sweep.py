@@ -8,7 +8,7 @@
     ROOT/sweep/enhancers/inputs/<item>.mp4      what another tool is given to enhance
 
 A relaunch goes on where it stopped, cell by cell and item by item; no other job's fingerprint changes. Exit codes: 0; 1
-failed; 2 a user's mistake.
+failed, or with sweep.strict a row lacks an item; 2 a user's mistake.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -134,13 +135,18 @@ def write_results(plan: Plan, failed: Mapping[str, str]) -> SweepResults:
     """results.json, table.md and table.csv of one sweep. Raises UserError where no item has numbers."""
     trained, layout = plan.trained, LAYOUTS[plan.name]
     items = [item for item in plan.items if item.identity not in failed]
-    notes = [*plan.notes, *(f"{item.about} is left out: {failed[item.identity]}" for item in plan.items if item.identity in failed)]
+    lost = {item.identity: item.about for item, _ in plan.pairs if item.identity in failed}
+    notes = [*plan.notes, *(f"{about} is left out of every row: {failed[identity]}" for identity, about in lost.items())]
+    mine = {item.identity for item in plan.items}
     rows = []
     for cell in plan.cells:
-        row, problems = row_of(cell, items if cell.items is None else cell.items, trained.folder)
+        own = items if cell.items is None else [item for item in cell.items if item.identity not in failed]
+        row, problems = row_of(cell, own, trained.folder)
         notes += problems
         if row is not None:
-            rows.append(row.model_copy(update={"published": published_beside(layout, cell.label)}))
+            others = [item for item in cell.items or () if item.identity not in mine]  # another tool's own videos
+            asked = len(others or plan.items)
+            rows.append(row.model_copy(update={"asked": asked, "published": published_beside(layout, cell.label)}))
     if not rows:
         raise UserError(f"the sweep {plan.name} has no numbers: {notes[-1] if notes else 'there are no items'}")
     results = SweepResults(
@@ -303,6 +309,8 @@ def sweep_root(arguments: argparse.Namespace) -> None:
             print(f"{trained.folder / found.name}: {RESULTS}, {TABLE_MD}, {TABLE_CSV}")
     for line in left_out:
         print(f"note: {line}")
+    if recipe.sweep.strict and not arguments.dry_run and any(found.incomplete for found in results):
+        sys.exit(1)
 
 
 def main() -> None:

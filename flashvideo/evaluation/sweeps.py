@@ -92,6 +92,8 @@ class SweepRow(Record):
     """truth, codec or input: not a value of the setting."""
     quality: QualityRow
     """Mean over the items."""
+    asked: int = 0
+    """Items that it should be over; where quality.clips is fewer, its mean may be over other clips than its neighbours'."""
     time: CellTime | None = None
     """None: nothing was computed but the metrics."""
     protocol: dict[str, Any]
@@ -128,6 +130,11 @@ class SweepResults(Record):
     strips: tuple[Strip, ...] = ()
     models: dict[str, str] = {}
     notes: tuple[str, ...] = ()
+
+    @property
+    def incomplete(self) -> tuple[SweepRow, ...]:
+        """Rows over fewer items than they should be."""
+        return tuple(row for row in self.rows if row.quality.clips < row.asked)
 
     def row(self, label: str) -> SweepRow | None:
         """The row of that label."""
@@ -182,7 +189,7 @@ def _lines(entry: SweepRow, metrics: Sequence[str]) -> Iterator[tuple[str, ...]]
     yield (
         entry.label,
         "reference" if entry.reference else "ours",
-        str(row.clips),
+        str(row.clips) if row.clips >= entry.asked else f"{row.clips} of {entry.asked}",
         *(shown(own.get(name)) for name in metrics),
         shown(row.psnr_db, ".2f"),
         shown(row.gradient_ratio, ".2f"),

@@ -93,7 +93,9 @@ class Wandb:
 
     def __init__(self, folder: Path, config: WandbConfig, about: Mapping[str, Any]) -> None:
         self._folder, self._timeout_s = folder, config.timeout_s
-        self._run = self._tried(config, config.mode, about, f"it is kept in {self._kept} instead; send it later: wandb sync {self._kept}")
+        self._run = self._tried(
+            config, config.mode, about, f"it is kept in {self._kept} instead; send it later: wandb sync {self._kept}/*run-*"
+        )
         if self._run is None:
             self._freed()
             self._run = self._tried(config, "offline", about, "nothing goes there; losses.jsonl holds everything")
@@ -161,7 +163,7 @@ class Wandb:
         try:
             self._run.finish()
         except Exception as error:  # TimeoutError, or its service process is gone
-            self._said(error, f"what it lacks lies in {self._kept}; send it later: wandb sync {self._kept}")
+            self._said(error, f"what it lacks lies in {self._kept}; send it later: wandb sync {self._kept}/*run-*")
 
     def _said(self, error: Exception, after: str) -> None:
         what = " ".join(str(error).split())[:300] or type(error).__name__

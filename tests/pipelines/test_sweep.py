@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +24,7 @@ from flashvideo.training.pieces import Piece, write_pieces
 from flashvideo.video_files import read_video, write_video
 from pipelines import evaluate, generate, sweep
 from pipelines.artifacts import Workspace
-from pipelines.executor import Workers
+from pipelines.executor import WorkerDied, Workers, map_tasks
 from pipelines.job import UserError
 from pipelines.plan import JOBS, job_spec
 from pipelines.recipe import fingerprint, preset
@@ -101,12 +104,73 @@ def test_a_relaunch_computes_nothing_and_a_lost_item_only_itself(trained: Traine
 
 
 def test_two_workers_give_the_numbers_of_one(trained: Trained, nfe: SweepResults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of this process; what Ray would hand to its workers and back survives pickling."""
     kept = trained.folder.rename(tmp_path / "sweep")
+
+    def pickled(build: Any, items: Any, workers: Workers) -> Iterator[tuple[int, Any]]:
+        for index, result in map_tasks(*pickle.loads(pickle.dumps((build, items))), workers):
+            yield index, pickle.loads(pickle.dumps(result))
+
+    monkeypatch.setattr(generate, "map_tasks", pickled)
     monkeypatch.setattr(sweep, "spread_workers", lambda recipe, items: Workers("local", 2))
     (again,) = done(trained, "nfe")
     assert [row.quality for row in again.rows] == [row.quality for row in nfe.rows]
     trained.folder.rename(tmp_path / "again")
     kept.rename(trained.folder)
+
+
+def test_an_item_whose_worker_died_is_missing_in_every_row_and_every_row_says_so(
+    trained: Trained, nfe: SweepResults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It dies at a new value, when the others' numbers are there: they are not means over other clips than the new row's."""
+    two = Trained(
+        trained.recipe.model_copy(update={"sweep": trained.recipe.sweep.model_copy(update={"nfe": (1, 2, 3)})}),
+        trained.workspace,
+        trained.reports,
+    )
+    spread = sweep.spread
+
+    def dying(build: Any, tasks: Any, workers: Workers) -> Iterator[tuple[int, Any]]:
+        yield from spread(build, tasks[:-1], workers)
+        yield len(tasks) - 1, WorkerDied("the worker process died 2 times on this item: killed")
+
+    monkeypatch.setattr(sweep, "spread", dying)
+    (results,) = done(two, "nfe")
+    assert [(row.label, row.quality.clips, row.asked) for row in results.rows] == [
+        (label, 1, 2) for label in ("input", "codec", "truth", "1", "2", "3")
+    ]
+    assert results.incomplete == results.rows
+    with open(trained.folder / "nfe" / "table.csv") as file:
+        assert {line["videos"] for line in csv.DictReader(file) if line["whose"] != "paper"} == {"1 of 2"}
+    (said,) = [note for note in results.notes if "left out" in note]
+    assert said.startswith("clip") and "every row" in said and "died 2 times" in said
+    monkeypatch.undo()
+    (whole,) = done(two, "nfe")  # the same command again
+    assert whole.incomplete == () and [row.quality.clips for row in whole.rows] == [2] * 6
+    assert whole.rows[0].quality == nfe.rows[0].quality
+
+
+def test_a_row_that_lacks_a_clip_says_so_and_strict_sweeps_end_with_1(
+    trained: Trained, nfe: SweepResults, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = nfe.row("2")
+    assert row is not None
+    file = sorted((trained.folder / "cells" / row.protocol_digest).glob("0*.json"))[0]
+    kept = file.read_text()
+    file.write_text(json.dumps(json.loads(kept) | {"quality": None, "problem": "niqe is not finite on flat frames"}))
+    monkeypatch.setattr(Trained, "of", lambda recipe, workspace: Trained(recipe, workspace, trained.reports))
+    for strict in (False, True):
+        recipe = trained.recipe.model_copy(update={"sweep": trained.recipe.sweep.model_copy(update={"strict": strict})})
+        monkeypatch.setattr(sweep, "load", lambda *_, recipe=recipe: recipe)
+        given = sweep.parser().parse_args(["nfe", "--root", str(trained.workspace.root)])
+        if strict:
+            with pytest.raises(SystemExit, match="1"):
+                sweep.sweep_root(given)
+        else:
+            sweep.sweep_root(given)
+        said = capsys.readouterr().out
+        assert said.count("1 of 2") == 1 and "niqe is not finite on flat frames" in said
+    file.write_text(kept)
 
 
 def test_numbers_of_another_clip_under_the_same_name_are_not_used(trained: Trained, nfe: SweepResults) -> None:
