@@ -354,7 +354,7 @@ def evaluate(
 
 @app.command()
 def sweep(
-    name: Annotated[str, typer.Argument(help="nfe, guidance, noise, resolution, stages, preference, enhancers, or all.")],
+    name: Annotated[str, typer.Argument(help="nfe, guidance, noise, resolution, stages, preference, degradation, enhancers, or all.")],
     values: Annotated[
         str | None, typer.Option("--values", help="Instead of the recipe's sweep.NAME: 1,2,4, or 256x448,336x592 for resolution.")
     ] = None,
@@ -371,11 +371,12 @@ def sweep(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every cell with its estimated cost; start nothing.")] = False,
 ) -> None:
-    """Vary one setting of the root's trained Stage II; tabulate it as the paper does (Tables 2, 3, 5, 7-10).
+    """Vary one setting of the root's trained Stage II; tabulate it as the paper does (Tables 2, 3, 5-10).
 
     \b
     flashvideo sweep nfe                                      Table 8, on held-out clips
     flashvideo sweep noise --values 2,4,6,8                   other values than the recipe's
+    flashvideo sweep degradation --recipe debug+five_frames   Table 6, beside the same trained with +pixel_only
     flashvideo sweep all --dry-run                            every cell and what it will cost
     flashvideo sweep enhancers --folder RealBasicVSR=out/rb   Table 3, another tool beside ours
     flashvideo sweep guidance --set sweep.inputs=prompts      on Stage I's generated videos

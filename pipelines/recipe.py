@@ -31,7 +31,7 @@ from flashvideo.config import (
 )
 
 PRESETS = ("debug", "single_gpu", "paper")
-ABLATIONS = ("full_finetune", "sincos", "pixel_only", "no_preference")
+ABLATIONS = ("full_finetune", "sincos", "pixel_only", "five_frames", "no_preference")
 """What may stand behind a preset's name after a +, several too (functions in `pipelines/recipes/ablations.py`)."""
 
 

@@ -1,4 +1,4 @@
-"""Sweeps one setting of a run's trained Stage II: NFE, guidance, noise step, resolution, stages, preference, enhancers.
+"""Sweeps one setting of a run's trained Stage II: NFE, guidance, noise step, resolution, stages, preference, degradation, enhancers.
 
     python -m pipelines.sweep nfe --root ROOT --recipe RECIPE [--values 1,2,4] [--folder LABEL=DIR] [--dry-run]
 
@@ -247,6 +247,7 @@ def export_inputs(plan: Plan, failed: Mapping[str, str]) -> Path:
 EXAMPLES = """examples:
   flashvideo sweep nfe                                      Table 8, on the held-out clips of runs/debug
   flashvideo sweep noise --values 2,4,6,8 --root runs/mine  other values than the recipe's sweep.noise
+  flashvideo sweep degradation --recipe debug+five_frames   Table 6, beside the same trained with +pixel_only
   flashvideo sweep all --dry-run                            every cell and what it will cost; nothing is started
   flashvideo sweep enhancers --folder RealBasicVSR=out/rb   Table 3: another tool's videos as a column
   flashvideo sweep guidance --set sweep.inputs=prompts      on Stage I's videos of the generate job, as in the paper
@@ -259,7 +260,7 @@ def parser() -> argparse.ArgumentParser:
     """The options; `flashvideo sweep` passes its own on."""
     made = argparse.ArgumentParser(
         prog="flashvideo sweep",
-        description="Vary one setting of a run's trained Stage II and tabulate it as the paper does (Tables 2, 3, 5, 7, 8, 9, 10).",
+        description="Vary one setting of a run's trained Stage II and tabulate it as the paper does (Tables 2, 3, 5 to 10).",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

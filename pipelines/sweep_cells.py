@@ -72,6 +72,8 @@ class Cell:
     sampling: Stage2SamplingConfig | None = None
     handover: bool = False
     """Weights of the phase before the last one."""
+    twin: bool = False
+    """Weights trained with the other latent degradation."""
     folder: str | None = None
     """Another tool's videos."""
     items: tuple[Item, ...] | None = None
@@ -242,6 +244,11 @@ def cells_of(name: SweepName, trained: Trained, items: Sequence[Item], folders: 
         check_handover(trained)
         cells += [make.cell("before", "enhanced", base, sampling=sampling, handover=True)]
         cells += [make.cell("after", "enhanced", base, sampling=sampling)]
+    if name == "degradation":
+        check_twin(trained)
+        own = make.cell(_degradation(recipe), "enhanced", base, sampling=sampling)
+        other = make.cell(_degradation(twin_recipe(recipe)), "enhanced", base, sampling=sampling, twin=True)
+        cells += sorted((own, other), key=lambda cell: len(cell.label))
     if name == "enhancers":
         cells.append(make.cell("ours", "enhanced", base, sampling=sampling))
         cells += [_folder_cell(make, label, folder, items, base) for label, folder in folders.items()]
@@ -275,6 +282,7 @@ class _Maker:
         value: float | None = None,
         sampling: Stage2SamplingConfig | None = None,
         handover: bool = False,
+        twin: bool = False,
         folder: Path | None = None,
         items: tuple[Item, ...] | None = None,
         note: str = "",
@@ -289,9 +297,10 @@ class _Maker:
         if kind in ("codec", "enhanced"):
             protocol["latents"] = reports["precompute_latents"].digest
         if kind == "enhanced" and sampling is not None:
+            stage2 = check_twin(self.trained) if twin else reports["train_stage2"]
             protocol |= {
-                "stage2": handover_name(self.trained) if handover else reports["train_stage2"].digest,
-                "latent_degradation": recipe.stage2.latent_degradation,
+                "stage2": handover_name(self.trained) if handover else stage2.digest,
+                "latent_degradation": recipe.stage2.latent_degradation != twin,
                 "sampling": _plain(sampling),
                 "motion": recipe.generate.motion,
                 "precision": recipe.stage2.engine.precision,
@@ -302,7 +311,7 @@ class _Maker:
         if kind == "folder" and folder is not None:
             protocol |= {"folder": label, "files": _listing(folder)}
         folder_text = None if folder is None else str(folder)
-        return Cell(self.sweep, label, kind, shape, protocol, value, sampling, handover, folder_text, items, note)
+        return Cell(self.sweep, label, kind, shape, protocol, value, sampling, handover, twin, folder_text, items, note)
 
 
 def _plain(settings: Settings) -> dict[str, Any]:
@@ -341,6 +350,8 @@ def warnings_of(name: SweepName, recipe: Recipe) -> list[str]:
             notes.append(f"noise steps {', '.join(map(str, outside))} lie outside of what it was trained with (sweep.noise)")
         if not recipe.stage2.latent_degradation:
             notes.append("stage2.latent_degradation is false: no latent noise is added, so every value gives the same videos")
+    if name == "degradation" and base_shape(recipe).frames != 5:
+        notes.append(f"the paper's Table 6 is on 5 frames, this Stage II on {base_shape(recipe).frames} (recipes: debug+five_frames, ...)")
     return notes
 
 
@@ -423,6 +434,34 @@ def check_handover(trained: Trained) -> Path:
             f"Without it there is no 'before'; train again: flashvideo train stage2 --root {trained.workspace.root}"
         )
     return newest.folder
+
+
+# ---- the other degradation -------------------------------------------------------------------------------------------
+
+
+def twin_recipe(recipe: Recipe) -> Recipe:
+    """The same with pixel degradation alone, or of a pixel_only recipe with both."""
+    stage2 = recipe.stage2.model_copy(update={"latent_degradation": not recipe.stage2.latent_degradation})
+    return recipe.model_copy(update={"stage2": stage2})
+
+
+def _degradation(recipe: Recipe) -> str:
+    """The paper's name of what Stage II was trained with."""
+    return "pixel + latent" if recipe.stage2.latent_degradation else "pixel"
+
+
+def check_twin(trained: Trained) -> Report:
+    """Report of the Stage II trained with the other degradation. Raises UserError where it is not there."""
+    other = twin_recipe(trained.recipe)
+    state = trained.workspace.states(other, ["train_stage2"])[-1]
+    if state.report is None:
+        setting = str(other.stage2.latent_degradation).lower()
+        raise UserError(
+            f"the sweep degradation compares two Stage IIs; the one trained with {_degradation(other)} degradation is not in "
+            f"{trained.workspace.root}; run the same recipe with: flashvideo train stage2 --set stage2.latent_degradation={setting} "
+            f"--root {trained.workspace.root}"
+        )
+    return state.report
 
 
 # ---- which sweeps, and which work ------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from flashvideo.config import FrameShape
 from flashvideo.evaluation.frame_quality import mean_gradient_magnitude
 from flashvideo.evaluation.results import QualityRow
 from flashvideo.evaluation.video_metrics import VideoMetrics
-from flashvideo.models.transformer import CogVideoXTransformer
+from flashvideo.models.transformer import CogVideoXTransformer, load_transformer
 from flashvideo.models.vae import LatentPosterior, pixels_to_video, video_to_pixels
 from flashvideo.objectives.degradation import enlarge_to, shrink_by
 from flashvideo.sampling.stage2 import enhance_latents
@@ -34,8 +34,8 @@ from pipelines.evaluate import measure
 from pipelines.generate import preview_path
 from pipelines.job import Progress, UserError, write_json
 from pipelines.recipe import Recipe
-from pipelines.sweep_cells import Cell, Item, Trained, base_shape, check_handover
-from pipelines.trained_models import load_cascade, model_device
+from pipelines.sweep_cells import Cell, Item, Trained, base_shape, check_handover, check_twin
+from pipelines.trained_models import load_cascade, model_device, stage2_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -98,6 +98,15 @@ class SweepWorker:
         assert stage2 is not None
         weight = next(stage2.parameters())
         return load_pieces(CogVideoXTransformer(stage2.config), check_handover(self._trained)).to(weight.device, weight.dtype)
+
+    @cached_property
+    def _twin(self) -> CogVideoXTransformer:
+        """Stage II trained with the other latent degradation."""
+        stage2 = self._cascade.stage2
+        assert stage2 is not None
+        weight = next(stage2.parameters())
+        folder = stage2_folder(self._trained.workspace, {"train_stage2": check_twin(self._trained)})
+        return load_transformer(folder, weight.device, weight.dtype)
 
     def __call__(self, task: Task) -> str | None:
         """Writes the numbers of every cell; returns why the item cannot be read, or None."""
@@ -184,7 +193,7 @@ class SweepWorker:
     def _enhanced(self, cell: Cell, item: Item, prepared: Prepared, times: dict[str, float]) -> NDArray[np.uint8]:
         """As cascade.enhance, with the input's latents and the text encoded once for all cells."""
         cascade, sampling = self._cascade, cell.sampling
-        model = self._handover if cell.handover else cascade.stage2
+        model = self._handover if cell.handover else self._twin if cell.twin else cascade.stage2
         assert sampling is not None and model is not None and prepared.enlarged is not None
         if prepared.posterior is None or prepared.text is None:
             begin = time.perf_counter()
@@ -201,7 +210,7 @@ class SweepWorker:
             prepared.text,
             sampling,
             generators,
-            latent_degradation=cascade.latent_degradation,
+            latent_degradation=cascade.latent_degradation != cell.twin,
             attention=attention_options(sampling.attention, prepared.enlarged, prepared.shape),
         )
         self._settle()
@@ -277,15 +286,16 @@ class SweepWorker:
         return truth
 
     def _preview(self, item: Item) -> Tensor:
-        """Stage I's video, B C T H W in [-1, 1]: as it was sampled where that is kept, else from its mp4."""
+        """Stage I's video, B C T H W in [-1, 1], no longer than Stage II's: as it was sampled where that is kept, else from its mp4."""
         assert item.row is not None
+        frames = base_shape(self._recipe).frames
         trained, folder = self._trained, self._generate_folder
         if "train_stage1" in trained.reports:
             path = preview_path(trained.recipe, folder, trained.reports, item.text, item.row["seed"])
             if path.is_file():
-                return load_previews(path).video
+                return load_previews(path).video[:, :, :frames]
         small, _ = read_video(folder / item.row["stage1"])
-        return pixels_to_video(small)[None]
+        return pixels_to_video(small[:frames])[None]
 
 
 def load_pieces(model: CogVideoXTransformer, checkpoint: Path) -> CogVideoXTransformer:

@@ -36,7 +36,12 @@ def test_ablations_change_one_setting_of_any_preset(name):
     shorter = load(f"{name}+no_preference").stage2
     assert [phase.name for phase in shorter.phases] == ["image_patches", "mixed_patches", "full_resolution"]
     assert shorter == load(name).stage2.model_copy(update={"phases": load(name).stage2.phases[:3]})
-    assert set(ABLATED) | {"no_preference"} == set(ABLATIONS)
+    assert [phase.shape.frames for phase in load(f"{name}+five_frames").stage2.phases] == [1, 5, 5, 5]
+    longer = {
+        f"stage2.phases.{phase.name}.shape.frames": phase.shape.frames for phase in load(name).stage2.phases if phase.shape.frames > 1
+    }
+    assert load(f"{name}+five_frames", tuple(f"{key}={value}" for key, value in longer.items())).stage2 == load(name).stage2
+    assert set(ABLATED) | {"no_preference", "five_frames"} == set(ABLATIONS)
 
 
 def test_ablations_add_up_and_lie_under_a_file(tmp_path):

@@ -1,4 +1,4 @@
-"""Sweeps: one setting of Stage II varied, everything else held; tables laid out as the paper's Tables 2, 3, 5, 7-10. Light.
+"""Sweeps: one setting of Stage II varied, everything else held; tables laid out as the paper's Tables 2, 3, 5-10. Light.
 
 A sweep is a row of cells. A cell's protocol says everything that changes its numbers, so equal cells of two sweeps (4
 function evaluations; guidance 13) are one piece of work.
@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from flashvideo.evaluation import published as paper
 from flashvideo.evaluation.results import QualityRow, Record
 
-SweepName = Literal["nfe", "guidance", "noise", "resolution", "stages", "preference", "enhancers"]
+SweepName = Literal["nfe", "guidance", "noise", "resolution", "stages", "preference", "degradation", "enhancers"]
 SWEEP_NAMES: tuple[SweepName, ...] = get_args(SweepName)
 VERSION = "1"
 """Bumped when code of the sweeps changes a number."""
@@ -51,6 +51,7 @@ LAYOUTS: dict[SweepName, Layout] = {
         Layout("stages", "The two stages", 2, "stage", {"": paper.TABLE_2}),
         Layout("enhancers", "Enhancers", 3, "enhancer", {"": paper.TABLE_3}),
         Layout("resolution", "Inference resolution", 5, "height x width, px", {"": paper.TABLE_5}),
+        Layout("degradation", "Degradations in training", 6, "degradation", {"": paper.TABLE_6}),
         Layout("preference", "Human-preference phase", 7, "preference phase", {"": paper.TABLE_7}),
         Layout("nfe", "Function evaluations", 8, "NFE", {"": paper.TABLE_8}),
         Layout("guidance", "Guidance scale", 9, "guidance scale", {"": paper.TABLE_9}),
@@ -63,6 +64,7 @@ STANDS_BESIDE = {
     "Stage II": "Stage II 1080p (4 NFE, 72.2 s)",
     "1072x1920": "1080p (72.2 s)",
     "1440x2560": "2K (209.8 s)",
+    "input": "none (Stage I)",
     "ours": "FlashVideo (4 NFE, 72.2 s)",
 }
 """Our row -> the paper's, where their names differ."""

@@ -21,6 +21,15 @@ def pixel_only(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"stage2": recipe.stage2.model_copy(update={"latent_degradation": False})})
 
 
+def five_frames(recipe: Recipe) -> Recipe:
+    """Table 6's length: Stage II on 5 frames of a video, two latents. Its iterations are not in print; the recipe's stay."""
+    phases = tuple(
+        phase.model_copy(update={"shape": phase.shape.model_copy(update={"frames": 5})}) if phase.videos else phase
+        for phase in recipe.stage2.phases
+    )
+    return recipe.model_copy(update={"stage2": recipe.stage2.model_copy(update={"phases": phases})})
+
+
 def no_preference(recipe: Recipe) -> Recipe:
     """Table 7: Stage II without the phases on a labelled subset."""
     phases = tuple(phase for phase in recipe.stage2.phases if phase.subset is None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from pipelines.executor import WorkerDied, Workers, map_tasks
 from pipelines.job import UserError
 from pipelines.plan import JOBS, job_spec
 from pipelines.recipe import fingerprint, preset
-from pipelines.sweep_cells import Trained, cells_of, choose_items, chosen_sweeps, parse_folders, with_values
+from pipelines.sweep_cells import Trained, cells_of, choose_items, chosen_sweeps, parse_folders, twin_recipe, with_values
 from pipelines.trained_models import load_cascade
 
 VALUES = ("sweep.nfe=[1,2,4]", "sweep.guidance=[1,3]", "sweep.noise=[2,3,700]", "sweep.resolution=[[64,96],[80,112]]")
@@ -221,6 +222,27 @@ def test_before_the_preference_phase_is_the_handed_over_model(trained: Trained, 
     assert before.published[""]["NIQE"] == 4.667 and "before" in before.protocol["stage2"]
 
 
+def test_the_two_degradations_are_two_trained_models_at_equal_settings(trained: Trained) -> None:
+    """Table 6: the other Stage II is the root's own of the recipe + pixel_only; without DEG_latent nothing is added to its input."""
+    with pytest.raises(UserError, match=r"trained with pixel degradation is not in .*train stage2 --set stage2\.latent_degradation=false"):
+        sweep.plans_of(["degradation"], trained, {})
+    pixel_only = twin_recipe(trained.recipe)
+    reports = finish_training(trained.workspace, pixel_only, stage2_seed=4)
+    reports["train_stage2"] = reports["train_stage2"].model_copy(update={"digest": "of other weights"})
+    trained.workspace.finish(job_spec("train_stage2"), reports["train_stage2"])
+    (results,) = done(trained, "degradation")
+    assert [row.label for row in results.rows] == ["input", "codec", "truth", "pixel", "pixel + latent"]
+    none, pixel, both = (results.row(label) for label in ("input", "pixel", "pixel + latent"))
+    assert none is not None and pixel is not None and both is not None
+    assert [row.published[""]["MUSIQ"] for row in (none, pixel, both)] == [23.61, 49.12, 55.45]
+    assert both.protocol["latent_degradation"] and not pixel.protocol["latent_degradation"]
+    assert pixel.quality.gradient != both.quality.gradient
+    assert "the paper's Table 6 is on 5 frames, this Stage II on 9" in " ".join(results.notes)
+    (turned,) = done(Trained(pixel_only, trained.workspace, reports), "degradation")  # from the other recipe: the same cells
+    assert [(row.protocol_digest, row.quality) for row in turned.rows] == [(row.protocol_digest, row.quality) for row in results.rows]
+    shutil.rmtree(trained.workspace.folder("train_stage2", reports["train_stage2"].fingerprint))
+
+
 def test_without_the_hand_over_the_sweep_says_what_is_missing(trained: Trained, tmp_path: Path) -> None:
     other = trained.recipe.model_copy(update={"seed": 5})
     with pytest.raises(UserError, match=r"phase before handed over is not there.*flashvideo train stage2"):
@@ -326,7 +348,7 @@ def test_values_take_the_place_of_the_recipes() -> None:
 def test_a_misspelt_sweep_gets_the_nearest() -> None:
     with pytest.raises(UserError, match='did you mean "guidance"'):
         chosen_sweeps("guidence")
-    assert len(chosen_sweeps("all")) == 7
+    assert len(chosen_sweeps("all")) == 8
 
 
 def test_steps_outside_of_what_was_trained_are_said(trained: Trained) -> None:
