@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from flashvideo.evaluation.dimensions.motion import StaticFilter
+from flashvideo.evaluation.dimensions.temporal_flickering import mean_difference
 from flashvideo.evaluation.networks.interfaces import Network, OpticalFlow
 from flashvideo.evaluation.scores import ClipFacts, ClipScore, Prompt, single_score
 
@@ -28,18 +29,8 @@ class TemporalFlickering:
         return FlickeringMeasurement(None if self._flow is None else StaticFilter(self._flow, facts))
 
 
-def mean_difference(before: np.ndarray, now: np.ndarray) -> np.float32:
-    """Mean absolute difference of two frames, uint8 H W 3; levels differ by whole numbers, so uint8 holds each exactly.
-
-    Summed in float32 over BGR, the order of the reference, so that the rounding is its own.
-    """
-    apart = np.maximum(before, now) - np.minimum(before, now)
-    mean: np.float32 = np.mean(apart[..., ::-1].astype(np.float32))
-    return mean
-
-
 class FlickeringMeasurement:
-    """Keeps one frame; float32 means, then a float32 mean over pairs, as the reference."""
+    """Keeps one frame; float32 means over BGR, then a float32 mean over pairs, as the reference."""
 
     def __init__(self, static_filter: StaticFilter | None) -> None:
         self._filter = static_filter
@@ -48,7 +39,7 @@ class FlickeringMeasurement:
 
     def add(self, index: int, frame: np.ndarray) -> None:
         if self._before is not None:
-            self._differences.append(mean_difference(self._before, frame))
+            self._differences.append(mean_difference(self._before, frame, channels_turned=True))
         self._before = frame
         if self._filter is not None:
             self._filter.add(frame)
