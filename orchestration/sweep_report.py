@@ -23,15 +23,6 @@ from pipelines.artifacts import write_atomically
 TILE_PX = 448
 PICTURE_PX = 1400
 FIDELITY = {"psnr_db": "PSNR to truth, dB", "gradient_ratio": "sharpness over truth's"}
-PAPER_NAMES = {
-    "musiq": "MUSIQ",
-    "maniqa": "MANIQA",
-    "clipiqa": "CLIPIQA",
-    "niqe": "NIQE",
-    "dover_master technical": "DOVER technical",
-    "dover_master aesthetic": "DOVER aesthetic",
-}
-"""As METRIC_COLUMNS of flashvideo/evaluation/sweeps.py, which nothing here may import (a test holds them equal)."""
 TIME = "enhancing, s a video"
 
 
@@ -141,13 +132,14 @@ def charts_of(results: Mapping[str, Any]) -> list[Chart]:
     placed = [row for row in results["rows"] if row["value"] is not None]
     if len(placed) < 2:
         return []
-    metrics = [name for name in placed[0]["quality"]["metrics"] if name in PAPER_NAMES or not name.startswith("dover")]
+    paper_names = results["metric_names"]
+    metrics = [name for name in placed[0]["quality"]["metrics"] if name in paper_names or not name.startswith("dover")]
     charts = []
     for name in [*metrics, *FIDELITY, "seconds"]:
         line = curve_of(placed, name, "ours")
         if line is None:
             continue
-        others = paper_curves(results, name) if name in PAPER_NAMES else []
+        others = paper_curves(results, paper_names[name]) if name in paper_names else []
         levels = [
             Limit(value, row["label"])
             for row in results["rows"]
@@ -155,7 +147,7 @@ def charts_of(results: Mapping[str, Any]) -> list[Chart]:
             for value in [number_of(row, name)]
             if value is not None
         ]
-        label = PAPER_NAMES.get(name) or FIDELITY.get(name) or (TIME if name == "seconds" else name.upper())
+        label = paper_names.get(name) or FIDELITY.get(name) or (TIME if name == "seconds" else name.upper())
         charts.append(Chart(label, Markup(marked([line, *others], results["setting"], label, levels)), label))
     return charts
 
@@ -177,14 +169,14 @@ def curve_of(rows: Sequence[Mapping[str, Any]], name: str, label: str) -> Curve 
     return Curve(label, tuple(x for x, _ in known), tuple(y for _, y in known)) if known else None
 
 
-def paper_curves(results: Mapping[str, Any], metric: str) -> list[Curve]:
-    """The paper's lines of a metric, where its rows are numbers."""
+def paper_curves(results: Mapping[str, Any], column: str) -> list[Curve]:
+    """The paper's lines of one of its columns, where its rows are numbers."""
     curves = []
     for group, rows in results["published"].items():
         points = []
         for name, values in rows.items():
             try:
-                points.append((float(name), values[PAPER_NAMES[metric]]))
+                points.append((float(name), values[column]))
             except ValueError:
                 return []
         curves.append(Curve(f"paper, {group}" if group else "paper", tuple(x for x, _ in points), tuple(y for _, y in points)))

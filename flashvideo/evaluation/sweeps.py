@@ -128,6 +128,8 @@ class SweepResults(Record):
     items: tuple[str, ...]
     rows: tuple[SweepRow, ...]
     published: dict[str, paper.FrameQualityTable]
+    metric_names: dict[str, str] = METRIC_COLUMNS
+    """Our name -> the paper's column, for readers that import nothing of this."""
     source: str = paper.SOURCE
     strips: tuple[Strip, ...] = ()
     models: dict[str, str] = {}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import math
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,19 @@ def test_the_mean_difference_is_float32s_to_the_last_bit(size: tuple[int, int], 
         now = draws.integers(0, [256, 256, 40], (*size, 3)).astype(np.uint8)
         assert mean_difference(before, now) == np.mean(now.astype(np.float32))
         assert mean_difference(now, before, channels_turned=True) == np.mean(np.ascontiguousarray(now[..., ::-1]).astype(np.float32))
+
+
+def test_a_compared_frame_is_gone_at_once() -> None:
+    """Without the collector of cycles: 48 frames of 1080p were 300 MB before it came."""
+    before, now = flat(3, frames=1, height=256, width=512)[0].copy(), flat(9, frames=1, height=256, width=512)[0].copy()
+    seen = weakref.ref(before)
+    gc.disable()
+    try:
+        assert mean_difference(before, now, channels_turned=True) == 6
+        del before
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 def test_a_flat_clip_has_no_gradient() -> None:

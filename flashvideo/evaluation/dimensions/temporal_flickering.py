@@ -46,25 +46,29 @@ def mean_difference(before: np.ndarray, now: np.ndarray, channels_turned: bool =
     `channels_turned`: in the order BGR of frames that are RGB. NumPy adds pairwise: halves of halves, each rounded to float32.
     Whole numbers below 2^24 are exact there, so only the upper sums are rounded, and the lower ones may be of integers.
     """
-    one, other = before.reshape(-1), now.reshape(-1)
-    channels = before.shape[-1]
+    channels = before.shape[-1] if channels_turned else 1
+    total = _pairwise(before.reshape(-1), now.reshape(-1), 0, before.size, channels)
+    return np.float32(total / np.float64(before.size))
 
-    def moved(place: int) -> int:
-        """What turning the channels of a pixel that is cut at `place` moves into the left part."""
-        start, count = place - place % channels, place % channels
-        if not channels_turned or count == 0:
-            return 0
-        apart = [abs(int(one[start + index]) - int(other[start + index])) for index in range(channels)]
-        return sum(apart[::-1][:count]) - sum(apart[:count])
 
-    def total(start: int, end: int) -> np.float32:
-        if end - start <= EXACT:
-            return np.float32(cv2.norm(one[start:end], other[start:end], cv2.NORM_L1) + moved(end) - moved(start))
-        half = (end - start) // 2
-        middle = start + half - half % 8
-        return total(start, middle) + total(middle, end)
+def _pairwise(before: np.ndarray, now: np.ndarray, start: int, end: int, channels: int) -> np.float32:
+    """NumPy's float32 sum of the differences of a part; no closure, whose cycle would keep frames until they are collected."""
+    if end - start <= EXACT:
+        apart = cv2.norm(before[start:end], now[start:end], cv2.NORM_L1)
+        return np.float32(apart + _turned(before, now, end, channels) - _turned(before, now, start, channels))
+    half = (end - start) // 2
+    middle = start + half - half % 8
+    return _pairwise(before, now, start, middle, channels) + _pairwise(before, now, middle, end, channels)
 
-    return np.float32(total(0, one.size) / np.float64(one.size))
+
+def _turned(before: np.ndarray, now: np.ndarray, place: int, channels: int) -> int:
+    """What turning the channels of a pixel that is cut at `place` adds to the left part."""
+    count = place % channels
+    if count == 0:
+        return 0
+    pixel = slice(place - count, place - count + channels)
+    apart = [abs(int(one) - int(other)) for one, other in zip(before[pixel], now[pixel], strict=True)]
+    return sum(apart[::-1][:count]) - sum(apart[:count])
 
 
 def temporal_flickering_of_file(path: Path) -> float:
