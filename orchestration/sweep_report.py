@@ -132,7 +132,7 @@ def charts_of(results: Mapping[str, Any]) -> list[Chart]:
     placed = [row for row in results["rows"] if row["value"] is not None]
     if len(placed) < 2:
         return []
-    paper_names = results["metric_names"]
+    paper_names = results.get("metric_names", {})  # results of an older version: without the paper's curves, until the next sweep
     metrics = [name for name in placed[0]["quality"]["metrics"] if name in paper_names or not name.startswith("dover")]
     charts = []
     for name in [*metrics, *FIDELITY, "seconds"]:
