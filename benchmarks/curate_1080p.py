@@ -78,35 +78,10 @@ class Bench:
 def ours(bench: Bench, backend: str, workers: int) -> dict[str, Any]:
     """One run of our jobs from an empty root."""
     with tempfile.TemporaryDirectory(prefix="curate_1080p_") as root:
-        given = json.dumps([root, str(bench.files), backend, workers])
-        cost = bench.run([sys.executable, str(Path(__file__).resolve()), "--child", given])
+        cost = bench.run([sys.executable, str(HERE / "curate_jobs.py"), root, str(bench.files), backend, str(workers)])
         lines = [json.loads(line) for line in cost.output.splitlines()]
         work_s = lines[-1]["done"] - lines[0]["ready"]
         return {**_cost(cost), "work_s": work_s, "answers": vars(read_ours(Path(root)))}
-
-
-def child(root: str, sources: str, backend: str, workers: int) -> None:
-    """The process that is measured: imports, then the jobs."""
-    import time
-
-    from pipelines import detect_shots, ingest, score
-    from pipelines.artifacts import Workspace
-    from pipelines.job import run_job
-    from pipelines.recipe import load
-
-    settings = (
-        "curation.quality.metrics=[]", "curation.shots.min_duration_s=2.0", "curation.shots.clip_duration_s=6.125",
-        "curation.decode.threads=1", "curation.decode.key_frame_short_side_px=720", "curation.max_failed_share=1.0",
-        f"runtime.backend={backend}", f"runtime.workers={workers}",
-    )  # fmt: skip
-    recipe = load("debug", settings, sources=(sources,))
-    import cv2  # noqa: F401 what the jobs will import, so that start-up holds it
-    import lance  # noqa: F401
-
-    print(json.dumps({"ready": time.monotonic()}), flush=True)
-    for name, job in (("ingest", ingest), ("detect_shots", detect_shots), ("score", score)):
-        run_job(name, job.run, recipe, Workspace(root), "bench")
-    print(json.dumps({"done": time.monotonic()}), flush=True)
 
 
 def juicer(bench: Bench) -> dict[str, Any]:
@@ -260,9 +235,6 @@ def arguments_of() -> argparse.Namespace:
 
 
 def main() -> int:
-    if sys.argv[1:2] == ["--child"]:
-        child(*json.loads(sys.argv[2]))
-        return 0
     arguments = arguments_of()
     pythons = {"juicer": arguments.juicer_python, "loop": arguments.loop_python}
     truth = render(arguments.folder)

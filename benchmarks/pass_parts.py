@@ -19,7 +19,8 @@ from typing import Any
 import curation.decode_pass as decode_pass
 import curation.scores.motion as motion
 from curation.config import DecodeConfig, MotionConfig, ShotsConfig
-from curation.decode_pass import PassTask, run_pass
+from curation.decode_pass import run_pass
+from curation.passes import PassTask
 from curation.shots import CutDetector
 from curation.tracks import TrackWriter, read_clip_track
 from curation.video import probe

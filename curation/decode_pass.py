@@ -20,7 +20,7 @@ import av
 import cv2
 import numpy as np
 
-from curation.config import DecodeConfig, ShotsConfig
+from curation.passes import ClipFacts, PassResult, PassTask
 from curation.shots import ClipCutter, CutDetector, Span, clip_id
 from curation.tracks import VERSION as TRACK_VERSION
 from curation.tracks import TrackFacts, TrackWriter, pass_path, thumbnail_path, track_exists
@@ -54,42 +54,6 @@ REPEAT_MEAN, REPEAT_MAX = 0.2, 10
 a re-encode repeats measure up to 0.17 and 4; the slowest real moves of the corpus 1.0 and 24."""
 
 cv2.setNumThreads(1)
-
-
-@dataclass(frozen=True)
-class PassTask:
-    """What a decode pass is asked to do."""
-
-    uri: str
-    source_id: str
-    media_type: str
-    frame_rate_hz: float
-    decode: DecodeConfig
-    shots: ShotsConfig
-    tracks: Path
-
-
-@dataclass(frozen=True)
-class ClipFacts:
-    """A clip that the pass found."""
-
-    clip_id: str
-    start_us: int
-    end_us: int
-    shot: int
-    num_frames: int
-
-
-@dataclass(frozen=True)
-class PassResult:
-    """What a decode pass found; pictures are in the track."""
-
-    decoded_frames: int
-    corrupt_frames: int
-    """Frames flagged by the decoder, and refused packets."""
-    cuts_us: list[int]
-    clips: list[ClipFacts]
-    end_us: int
 
 
 @dataclass

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from curation.held_off_pandas import hold_off_pandas
+
 GRACE_S = 5.0
 """The child's own alarm rings this long after the deadline, should its parent be dead by then."""
 KEEPS_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "134217728", "MALLOC_MMAP_THRESHOLD_": "33554432", "ARROW_DEFAULT_MEMORY_POOL": "system"}
@@ -172,6 +174,7 @@ def _child_main(target: str, deadline_s: float, memory_bytes: int) -> None:
     os.dup2(2, 1)  # a library that prints must not write into the answers
     module, name = target.split(":")
     function = getattr(importlib.import_module(module), name)
+    hold_off_pandas()
     _cap_memory(memory_bytes)
     _send(answers, "ready")
     while True:

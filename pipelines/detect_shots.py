@@ -15,16 +15,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation.config import CurationConfig, DecodeConfig
-from curation.decode_pass import PASS_VERSION, PassResult, PassTask
+from curation.config import CurationConfig
 from curation.expression import any_of
-from curation.remote import RemoteError, fetch
+from curation.passes import CHANGED, UNREACHABLE, DecodePass, PassResult, PassTask
 from curation.schema import CLIPS, SOURCES
-from curation.sources import is_remote
 from curation.step import Lineage
 from curation.store import Store
-from curation.supervised import Failure, SupervisedFunction
+from curation.supervised import Failure
 from curation.tracks import track_exists
+from curation.versions import PASS_VERSION
 from pipelines.artifacts import Report
 from pipelines.digests import digest_of
 from pipelines.executor import WorkerDied, Workers, check_failed_share, map_tasks
@@ -33,10 +32,6 @@ from pipelines.job import JobContext, main
 log = logging.getLogger("flashvideo.detect_shots")
 
 COMMIT_SOURCES, COMMIT_S = 200, 20.0
-DECODE_PASS = "curation.decode_pass:run_pass"
-"""What the child processes run."""
-UNREACHABLE, CHANGED = "unreachable", "changed"
-"""Error codes of remote files that were not decoded."""
 LOST_FRAMES = 2
 """Declared frames that may be absent without a word: containers count frames that edit lists hide."""
 SPLIT = ("uri", "status", "decoded_frames", "corrupt_frames", "cuts_us", "shots_run")
@@ -107,28 +102,6 @@ def _decode_all(context: JobContext, store: Store, lineage: Lineage, todo: list[
             waiting, last_commit = [], time.monotonic()
     _commit(store, lineage, waiting)
     return failed
-
-
-class DecodePass:
-    """The decode pass of one source in a child process. A remote file is fetched first, outside the child's deadline."""
-
-    def __init__(self, config: DecodeConfig) -> None:
-        self._run = SupervisedFunction(DECODE_PASS, config.deadline_s, config.memory_bytes, config.attempts)
-
-    def __call__(self, task: PassTask) -> PassResult | Failure:
-        if is_remote(task.uri):
-            begin = time.monotonic()
-            try:
-                found = fetch(task.uri).sha256[:32]
-            except RemoteError as error:
-                return Failure(UNREACHABLE, str(error), 1, time.monotonic() - begin)
-            if found != task.source_id:
-                return Failure(CHANGED, f"{task.uri} has other bytes than at ingest; run again", 1, time.monotonic() - begin)
-        result: PassResult | Failure = self._run(task)
-        return result
-
-    def close(self) -> None:
-        self._run.close()
 
 
 def _commit(store: Store, lineage: Lineage, results: list[tuple[dict[str, Any], PassResult | Failure]]) -> None:

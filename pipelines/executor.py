@@ -9,27 +9,23 @@ results: items are the same, workers are single-threaded, and nothing depends on
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import pyarrow as pa
 
 from curation.step import Step, StepError
+from pipelines.local_ray import ray_connected
 from pipelines.recipe import RuntimeConfig
+from pipelines.worker import Item, RayWorker, Result, WorkerBuildError, built, close
 
 log = logging.getLogger("flashvideo.executor")
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 IN_FLIGHT = 2
 """Items handed to a Ray worker ahead of its results: one in work, one waiting."""
@@ -54,10 +50,6 @@ class Workers:
     def of(cls, runtime: RuntimeConfig, gpus: float = 0.0, memory_bytes: int = 0) -> Workers:
         """The recipe's workers, each with one CPU and the given extras."""
         return cls(runtime.backend, runtime.workers, 1.0, gpus, memory_bytes, runtime.ray_object_store_bytes)
-
-
-class WorkerBuildError(RuntimeError):
-    """A worker could not be made, so no item can be done; the message is the constructor's."""
 
 
 class FailedShareError(RuntimeError):
@@ -97,16 +89,6 @@ def map_tasks(
     return _map_on_ray(build, items, workers) if workers.backend == "ray" else _map_in_threads(build, items, workers)
 
 
-def limit_threads() -> None:
-    """One thread per worker in the libraries that are loaded: workers are the parallelism, spinning threads cost tenfold."""
-    if "cv2" in sys.modules:
-        sys.modules["cv2"].setNumThreads(1)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
-    if "pyarrow" in sys.modules:
-        pa.set_cpu_count(1)
-
-
 class _Stopped(Exception):
     pass
 
@@ -131,7 +113,7 @@ def _map_in_threads(
         function: Callable[[Item], Result] | None = None
         try:
             with build_lock:  # one at a time: importing the same library from two threads can deadlock
-                function = _built(build)
+                function = built(build)
             while True:
                 with lock:
                     index = next(pending, None)
@@ -144,7 +126,7 @@ def _map_in_threads(
             if not stop.is_set():
                 put(error)
         finally:
-            _close(function)
+            close(function)
 
     threads = [threading.Thread(target=work, name=f"worker-{number}", daemon=True) for number in range(workers.count)]
     for thread in threads:
@@ -159,69 +141,6 @@ def _map_in_threads(
         stop.set()
         for thread in threads:
             thread.join()
-
-
-def _built(build: Callable[[], Callable[[Item], Result]]) -> Callable[[Item], Result]:
-    try:
-        function = build()
-    except Exception as error:
-        raise WorkerBuildError(f"{type(error).__name__}: {error}") from error
-    limit_threads()
-    return function
-
-
-def _close(function: Any) -> None:
-    close = getattr(function, "close", None)
-    if close is not None:
-        close()
-
-
-@contextmanager
-def ray_connected(object_store_bytes: int, cpus: int) -> Iterator[Any]:
-    """Ray, connected: to the cluster of RAY_ADDRESS where that is set (a job has it), else to one started for this call."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-
-    if ray.is_initialized():
-        yield ray
-        return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
-    else:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # loopback only; Ray 2.60 would make a token file in the home folder
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=False,
-            object_store_memory=object_store_bytes,
-            logging_level=logging.WARNING,
-            log_to_driver=False,
-        )
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
-
-
-class _RayWorker:
-    """What a Ray actor holds."""
-
-    def __init__(self, build: Callable[[], Callable[[Any], Any]]) -> None:
-        self._function: Any = None
-        self._error: str | None = None
-        try:
-            self._function = _built(build)
-        except WorkerBuildError as error:
-            self._error = str(error)  # an exception here would reach the driver as a dead actor, without its reason
-
-    def ready(self) -> str | None:
-        return self._error
-
-    def run(self, item: Any) -> Any:
-        return self._function(item)
-
-    def close(self) -> None:
-        _close(self._function)
 
 
 def _map_on_ray(
@@ -243,7 +162,7 @@ class _RayPool(Generic[Item, Result]):
         options = {"num_cpus": workers.cpus, "num_gpus": workers.gpus, "max_restarts": 0}
         if workers.memory_bytes:
             options["memory"] = workers.memory_bytes
-        self._actor_class = ray.remote(**options)(_RayWorker)
+        self._actor_class = ray.remote(**options)(RayWorker)
         self._starting: dict[Any, Any] = {}  # reference of ready() -> actor
         self._running: dict[Any, tuple[Any, int]] = {}  # reference of run() -> (actor, index)
         self._load: dict[Any, int] = {}  # ready actor -> items in flight
@@ -400,7 +319,7 @@ class StepRunner:
 
     def close(self) -> None:
         for step in self._steps:
-            _close(step)
+            close(step)
 
 
 def _with_keys(batch: pa.RecordBatch, keys: Sequence[str], step: Step, columns: Sequence[pa.Array]) -> pa.RecordBatch:

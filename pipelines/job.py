@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from curation.held_off_pandas import hold_off_pandas
 from curation.sources import SourceError
 from flashvideo.whole_files import write_text
 from pipelines.artifacts import Report, Workspace, write_atomically
@@ -109,6 +110,7 @@ def main(name: str, run: Callable[[JobContext], Report]) -> None:
     arguments = parser.parse_args()
 
     def body() -> None:
+        hold_off_pandas()
         recipe = load(arguments.recipe, tuple(arguments.overrides))
         run_id = arguments.run_id or datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ") + f"-{os.getpid()}"
         run_job(name, run, recipe, Workspace(arguments.root), run_id)

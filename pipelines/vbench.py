@@ -28,8 +28,9 @@ from flashvideo.evaluation.vbench import VBenchMistake, build_evaluator, parser,
 from flashvideo.evaluation.video_frames import decoded_frames
 from flashvideo.video_files import VideoFileError
 from pipelines.artifacts import Workspace, write_atomically
-from pipelines.executor import WorkerBuildError, WorkerDied, Workers, map_tasks
+from pipelines.executor import WorkerDied, Workers, map_tasks
 from pipelines.generate import read_manifest
+from pipelines.worker import WorkerBuildError
 
 if TYPE_CHECKING:
     from flashvideo.evaluation.evaluator import Evaluator, Tally

@@ -15,7 +15,8 @@ import numpy as np
 from generated_films import texture, write_film
 
 from curation.config import DecodeConfig, ShotsConfig
-from curation.decode_pass import PassTask, run_pass
+from curation.decode_pass import run_pass
+from curation.passes import PassTask
 from curation.scores.motion import FlowEstimator, Motion, measure_motion
 from curation.tracks import read_clip_track
 

@@ -11,7 +11,8 @@ import pytest
 from generated_films import CORPUS, moving, texture, write_film
 
 from curation.config import DecodeConfig, ShotsConfig
-from curation.decode_pass import PassResult, PassTask, find_bars, perceptual_hash, run_pass
+from curation.decode_pass import find_bars, perceptual_hash, run_pass
+from curation.passes import PassResult, PassTask
 from curation.supervised import Failure, SupervisedFunction
 from curation.tracks import ClipTrack, read_clip_track, thumbnail_path, track_exists
 from curation.video import Geometry, MediaError, Picture, probe

@@ -11,7 +11,8 @@ import pytest
 from generated_films import moving, texture, write_film
 
 from curation.config import AestheticConfig, DecodeConfig, ShotsConfig
-from curation.decode_pass import PassTask, run_pass
+from curation.decode_pass import run_pass
+from curation.passes import PassTask
 from curation.schema import EMBEDDING_WIDTH
 from curation.scores.aesthetic import AestheticProxyStep, AestheticStep, aesthetic_proxy, colourfulness, head_weights, load_head
 from curation.scores.embedding import EmbeddingStep, clip_weights

@@ -11,7 +11,8 @@ import pytest
 from generated_films import CORPUS, moving, write_film
 
 from curation.config import DecodeConfig, MotionConfig, ShotsConfig
-from curation.decode_pass import PassTask, run_pass
+from curation.decode_pass import run_pass
+from curation.passes import PassTask
 from curation.scores.motion import DisFlow, Motion, Pair, measure_motion, raft_weights, valid_pairs
 from curation.step import StepError
 from curation.tracks import FRAMES, ClipTrack, TrackFacts, read_clip_track

@@ -9,9 +9,10 @@ import pytest
 from curated_root import make_sources, recipe_for, rows_by_name, run_jobs
 from generated_films import moving, write_film
 
-from curation.decode_pass import PassResult, PassTask, run_pass
+from curation import passes
+from curation.decode_pass import run_pass
+from curation.passes import PassResult, PassTask
 from curation.store import Store
-from pipelines import detect_shots
 from pipelines.artifacts import Workspace
 
 
@@ -90,7 +91,7 @@ def hanging_pass(task: PassTask) -> PassResult:
 
 
 def test_a_source_that_hangs_is_quarantined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(detect_shots, "DECODE_PASS", f"{Path(__file__).stem}:hanging_pass")
+    monkeypatch.setattr(passes, "DECODE_PASS", f"{Path(__file__).stem}:hanging_pass")
     for index, name in enumerate(("fine", "slow")):
         write_film(tmp_path / "sources" / f"{name}.mp4", moving(96, 128, 40, (2, 1), seed=index))
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pytest
 
@@ -18,13 +19,14 @@ from curation.step import Batch, Lineage, Resources, StepError
 from pipelines.executor import (
     FailedShareError,
     Part,
-    WorkerBuildError,
     WorkerDied,
     Workers,
     check_failed_share,
     map_tasks,
     run_steps,
 )
+from pipelines.local_ray import ray_connected
+from pipelines.worker import WorkerBuildError
 
 LOCAL = Workers("local", 2)
 RAY = Workers("ray", 2, object_store_bytes=80_000_000)
@@ -93,15 +95,13 @@ def failing() -> object:
 
 
 @pytest.fixture(scope="module")
-def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A private Ray, so that the backend under test connects to nobody else's."""
-    import ray
-
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module by name
-    folder = Path("/tmp") / f"fvray-{os.getpid()}"  # Ray's sockets need a short path
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=80_000_000, _temp_dir=str(folder))
-    yield
-    ray.shutdown()
+def ray_here() -> Iterator[None]:
+    """A Ray of our own, so that the backend under test connects to nobody else's; nothing of it is left."""
+    before = set(psutil.Process().children(recursive=True))
+    with ray_connected(80_000_000, cpus=2) as ray:
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module by name
+        yield
+    assert not set(psutil.Process().children(recursive=True)) - before
 
 
 def table(*numbers: int) -> pa.Table:
@@ -152,6 +152,32 @@ def test_ray_gives_what_local_gives(ray_here: None) -> None:
     facts = [{(f.row, f.step, f.code, f.message, f.run_id) for part in parts for f in part.failures} for parts in (local, remote)]
     assert facts[0] == facts[1]
     assert len(facts[0]) == 6
+
+
+def test_a_ray_of_our_own_is_lean_and_bound_to_this_machine(ray_here: None) -> None:
+    import ray
+
+    [node] = ray.nodes()
+    assert node["NodeManagerAddress"] == "127.0.0.1", "a Ray without a token must not be reached from outside"
+    commands = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+    assert any("gcs_server" in command for command in commands)
+    assert not [command for command in commands if "monitor.py" in command or "dashboard.py" in command]
+
+
+def loaded_after(program: str, *names: str) -> list[str]:
+    """Which of the modules a fresh process holds after that program."""
+    asked = f"{program}\nimport sys\nprint(*sorted(set({names!r}) & set(sys.modules)))"
+    return subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_a_keeper_of_decode_passes_imports_no_decoder() -> None:
+    assert loaded_after("import pipelines.worker, curation.passes", "av", "cv2", "numpy", "pyarrow", "torch") == []
+
+
+def test_a_worker_leaves_pandas_alone_until_it_is_wanted() -> None:
+    work = "import pyarrow\nfrom pipelines.worker import RayWorker\nRayWorker(lambda: pyarrow.array).run([1, 2])"
+    assert loaded_after(work, "pandas", "pyarrow") == ["pyarrow"]
+    assert loaded_after(f"{work}.to_pandas()", "pandas") == ["pandas"]
 
 
 def test_a_row_that_kills_its_worker_fails_alone(ray_here: None) -> None:
