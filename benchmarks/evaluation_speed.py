@@ -4,14 +4,16 @@
 
 stand-in: VBench's rule with a closed-form network, so what is timed is decoding's aftermath, resizing and arithmetic. weight-free:
 no network at all. random: the real network with random weights, on few frames. The limit that no metric can pass is the
-first row, decoding alone; with --reference-python VBench's own temporal flickering is timed in the same run. Frames a second
-are medians over repeats of the time inside the metric; memory is above that of decoding alone.
+first row, decoding alone; with --reference-python VBench's own temporal flickering is timed in the same run, with as many
+decoding threads as OpenCV takes by itself and with one, beside ours with its decoding. Frames a second are medians over
+repeats of the time inside the metric; memory is above that of decoding alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -29,6 +31,7 @@ from printed_table import print_table
 RANDOM = ("dino", "clip_b", "clip_l", "musiq_spaq", "raft_270p", "pyiqa musiq", "pyiqa niqe", "pyiqa piqe")
 """Networks with random weights (piqe has none, niqe's statistics are made up)."""
 RANDOM_FRAMES = 2
+FREE, WHOLE = "temporal_flickering (no static filter)", "temporal_flickering, decoding included"
 REFERENCE = """
 import json, sys, time
 import cv2
@@ -41,7 +44,8 @@ for _ in range(int(sys.argv[2])):
     seconds.append(time.perf_counter() - begin)
 import re
 peak = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
-print(json.dumps({"seconds": seconds, "score": score, "peak": peak}))
+threads = int(cv2.VideoCapture(sys.argv[1]).get(cv2.CAP_PROP_N_THREADS))
+print(json.dumps({"seconds": seconds, "score": score, "peak": peak, "threads": threads}))
 """
 
 
@@ -74,6 +78,19 @@ def re_encode(film: Path) -> float:
     for _ in writer.frames():
         pass
     return seconds + time.perf_counter() - begin
+
+
+def whole_flickering(film: Path) -> tuple[float, float]:
+    """Seconds of temporal flickering with its decoding, and the score."""
+    from flashvideo.evaluation.dimensions.flickering import FlickeringMeasurement
+    from flashvideo.evaluation.video_frames import decoded_frames
+
+    begin = time.perf_counter()
+    measurement = FlickeringMeasurement(None)
+    for index, frame in enumerate(decoded_frames(film)):
+        measurement.add(index, frame)
+    score = measurement.result().value
+    return time.perf_counter() - begin, score
 
 
 def dimension(film: Path, name: str) -> float:
@@ -185,6 +202,9 @@ def child(film: Path, row: str, repeats: int) -> None:
         call = lambda: re_encode(film)  # noqa: E731
     elif row in RANDOM:
         call = random_network(film, row)
+    elif row == WHOLE:
+        print(f"ours: {whole_flickering(film)[1]!r}", file=sys.stderr)
+        call = lambda: whole_flickering(film)[0]  # noqa: E731
     else:
         call = lambda: dimension(film, row)  # noqa: E731
     with torch.inference_mode():
@@ -205,15 +225,16 @@ def main() -> None:
     if options.child:
         child(Path(options.child[0]), options.child[1], options.repeats)
         return
-    free = "temporal_flickering (no static filter)"
-    rows = [*(options.only or ("decoding", "re-encoding", free, *DIMENSIONS, *RANDOM))]
+    rows = [*(options.only or ("decoding", "re-encoding", FREE, WHOLE, *DIMENSIONS, *RANDOM))]
     table: list[list[object]] = [["metric", "kind", "frames", "frames/s", "spread", "peak, MB", "above decoding, MB"]]
     with tempfile.TemporaryDirectory() as folder:
         film = Path(folder) / "film.mp4"
         write_film(film, options.frames)
         for row in rows:
             frames = RANDOM_FRAMES if row in RANDOM else options.frames
-            kind = "no network" if row in ("decoding", "re-encoding", free, "pyiqa piqe") else "random" if row in RANDOM else "stand-in"
+            kind = (
+                "no network" if row in ("decoding", "re-encoding", FREE, WHOLE, "pyiqa piqe") else "random" if row in RANDOM else "stand-in"
+            )
             command = [sys.executable, __file__, "--child", str(film), row, "--repeats", str(1 if row in RANDOM else options.repeats)]
             answer = subprocess.run(command, check=False, capture_output=True, text=True)
             if answer.returncode:
@@ -221,12 +242,15 @@ def main() -> None:
                 continue
             found = json.loads(answer.stdout.splitlines()[-1])
             table.append([row, kind, frames, *_rate(frames, found["seconds"]), round(found["peak"]), round(found["above"])])
-            print(row, file=sys.stderr, flush=True)
-        if options.reference_python is not None:
+            print(row, answer.stderr.strip() if row == WHOLE else "", file=sys.stderr, flush=True)
+        for threads in (None, 1) if options.reference_python is not None else ():
             command = [str(options.reference_python), "-c", REFERENCE, str(film), str(options.repeats)]
-            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-            table.append(["vbench 0.1.5: temporal_flickering, decoding included", "reference", options.frames,
-                          *_rate(options.frames, found["seconds"]), round(found["peak"]), "–"])  # fmt: skip
+            setting = {} if threads is None else {"OPENCV_FFMPEG_THREADS": str(threads)}
+            answer = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | setting)
+            found = json.loads(answer.stdout.splitlines()[-1])
+            print(f"vbench: {found['score']!r}", file=sys.stderr)
+            name = f"vbench 0.1.5: temporal_flickering, decoding included, {found['threads']} decoding threads"
+            table.append([name, "reference", options.frames, *_rate(options.frames, found["seconds"]), round(found["peak"]), "–"])
     print(f"{WIDTH}x{HEIGHT}, one thread a process; raft_270p: pairs of 480x272\n")
     print_table(table)
 
