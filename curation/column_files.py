@@ -11,10 +11,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -44,20 +45,50 @@ def write_columns(dataset: Any, key: str, data: pa.Table, check_keys: Callable[[
     if matched < LEAST_SHARE * len(present):
         return None
     columns = data.drop_columns([key])
+
+    def part(fragment: Any, start: int) -> pa.Table:
+        return _aligned(columns, places, start, fragment.physical_rows, fragment)
+
+    return matched if _write(dataset, columns.column_names, part) else None
+
+
+def write_in_order(dataset: Any, changed: np.ndarray, names: Sequence[str], rows: Callable[[int, int], pa.Table]) -> bool:
+    """Sets the columns `names` in the order of the table, fragments without a changed row left out; whether it did.
+
+    `changed`: which rows change, a bool for each of the table's; `rows(start, stop)`: the columns of those rows, asked for a
+    fragment at a time. False, and nothing is written, where this is not the way, as `write_columns` has it.
+    """
+    fragments = dataset.get_fragments()
+    ends = np.cumsum([fragment.physical_rows for fragment in fragments])
+    touched = [changed[end - fragment.physical_rows : end] for fragment, end in zip(fragments, ends, strict=True)]
+    touched = [part for part in touched if part.any()]
+    few = sum(map(np.count_nonzero, touched)) < LEAST_SHARE * sum(map(len, touched))
+    if few or any(fragment.num_deletions or fragment.metadata.overlays for fragment in fragments):
+        return False
+
+    def part(fragment: Any, start: int) -> pa.Table | None:
+        stop = start + fragment.physical_rows
+        return rows(start, stop) if changed[start:stop].any() else None
+
+    return _write(dataset, names, part)
+
+
+def _write(dataset: Any, names: Sequence[str], part: Callable[[Any, int], pa.Table | None]) -> bool:
+    """Writes the columns of each fragment that `part(fragment, its first row)` gives rows for; False when another writer was first."""
     numbers = {field.name(): _numbers(field) for field in dataset.lance_schema.fields()}
-    leaves = [number for name in columns.column_names for number in numbers[name][-1:]]
+    leaves = [number for name in names for number in numbers[name][-1:]]
     with _removed_unless_committed() as written:
         updated, start = [], 0
-        for fragment in fragments:
-            rows = fragment.physical_rows
-            part = _aligned(columns, places, start, rows, fragment)
-            updated.append(_with_file(fragment.metadata, leaves, _write_file(dataset, part, written), dataset))
-            start += rows
-        modified = sorted({number for name in columns.column_names for number in numbers[name]})
+        for fragment in dataset.get_fragments():
+            rows = part(fragment, start)
+            if rows is not None:
+                updated.append(_with_file(fragment.metadata, leaves, _write_file(dataset, rows, written), dataset))
+            start += fragment.physical_rows
+        modified = sorted({number for name in names for number in numbers[name]})
         if not _commit(dataset, updated, modified):
-            return None
+            return False
         written.clear()
-    return matched
+    return True
 
 
 def unchanged_columns(old: Any, new: Any) -> set[str]:

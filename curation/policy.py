@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -60,6 +61,29 @@ class _Outcome:
     judged: pa.Array
 
 
+STATES = ("kept", "rejected", "failed")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Of clips, in their order."""
+
+    state: np.ndarray
+    """Place in STATES."""
+    reason: np.ndarray
+    """Place in `reasons`."""
+    reasons: list[str | None]
+    """Each combination of failing rules once; null: none."""
+    mask: np.ndarray
+    funnel: list[RuleCount]
+
+    def table(self) -> pa.Table:
+        """Columns `state`, `reject_reason`, `reject_mask`."""
+        state = pa.array(STATES).take(pa.array(self.state))
+        reason = pa.array(self.reasons, pa.string()).take(pa.array(self.reason))
+        return pa.table({"state": state, "reject_reason": reason, "reject_mask": pa.array(self.mask)})
+
+
 def check_rules(rules: Sequence[Rule]) -> None:
     """Raises QueryError (one line) for an unknown column, a bound on text, words for a number, repeated names."""
     if len(rules) > MAX_RULES:
@@ -95,8 +119,10 @@ def condition_of(rule: Rule) -> str:
     return " and ".join(parts)
 
 
-def judge(clips: pa.Table, rules: Sequence[Rule], open_errors: Collection[str] = (), unusable: pa.Array | None = None) -> pa.Table:
-    """Columns `state`, `reject_reason`, `reject_mask`, one row a clip, same order.
+def judge(
+    clips: pa.Table, rules: Sequence[Rule], open_errors: Collection[str] | pa.Array = (), unusable: pa.Array | None = None
+) -> Judgement:
+    """The verdict on each clip; it does not depend on the others.
 
     `clips` holds clip_id, caption and `columns_of(rules)`. `open_errors`: clip_ids that have an unresolved error.
     `unusable`: per clip null, or ABSENT or SOURCE_FAILED. Bit i of the mask: rule i failed (or was unknown and
@@ -104,10 +130,9 @@ def judge(clips: pa.Table, rules: Sequence[Rule], open_errors: Collection[str] =
     """
     count = clips.num_rows
     causes: list[tuple[str, pa.Array]] = []
-    mask, missing = np.zeros(count, np.int64), clips["caption"].is_null().combine_chunks()
-    no_caption = missing
-    for bit, rule in enumerate(rules):
-        outcome = _outcome(clips, rule)
+    mask, missing = np.zeros(count, np.int64), whole_column(clips, "caption").is_null()
+    no_caption, outcomes = missing, [_outcome(clips, rule) for rule in rules]
+    for bit, (rule, outcome) in enumerate(zip(rules, outcomes, strict=True)):
         rejects_unknown = pc.and_(outcome.unknown, outcome.fails)
         causes += [(f"{rule.name}:unknown", rejects_unknown), (rule.name, pc.and_not(outcome.fails, rejects_unknown))]
         mask |= _numpy(outcome.fails).astype(np.int64) << bit
@@ -115,37 +140,43 @@ def judge(clips: pa.Table, rules: Sequence[Rule], open_errors: Collection[str] =
     causes.append((NO_CAPTION, no_caption))
     failed = _constant(False, count)
     if open_errors:
-        failed = pc.and_(pc.is_in(whole_column(clips, "clip_id"), pa.array(sorted(open_errors), pa.string())), missing)
+        known = open_errors if isinstance(open_errors, pa.Array) else pa.array(sorted(open_errors), pa.string())
+        failed = pc.and_(pc.is_in(whole_column(clips, "clip_id"), known), missing)
     if unusable is not None and unusable.null_count < count:
         causes += [
             (reason, pc.fill_null(pc.equal(unusable, reason), False)) for reason in sorted(unusable.unique().drop_null().to_pylist())
         ]
         failed = pc.or_(failed, pc.fill_null(pc.equal(unusable, SOURCE_FAILED), False))
-    reason = _reasons(causes, count)
-    state = pc.if_else(failed, "failed", pc.if_else(reason.is_null(), "kept", "rejected"))
-    return pa.table({"state": state, "reject_reason": reason, "reject_mask": pa.array(mask)})
+    reasons, reason = _reasons(causes, count)
+    free = np.array([text is None for text in reasons], bool)
+    state = np.where(_numpy(failed), STATES.index("failed"), np.where(free[reason], STATES.index("kept"), STATES.index("rejected")))
+    return Judgement(state.astype(np.int8), reason, reasons, mask, _funnel(rules, outcomes, count))
 
 
-def _reasons(causes: Sequence[tuple[str, pa.Array]], count: int) -> pa.Array:
+def _reasons(causes: Sequence[tuple[str, pa.Array]], count: int) -> tuple[list[str | None], np.ndarray]:
     """Per row the names of the causes that hold, comma between; null where none does. Each combination is spelt once."""
     texts, codes = [""], np.zeros(count, np.int64)
     for name, holds in causes:
+        if not pc.any(holds).as_py():
+            continue
         codes = 2 * codes + _numpy(holds)
         used = np.flatnonzero(np.bincount(codes, minlength=2 * len(texts)))
         place = np.zeros(2 * len(texts), np.int64)
         place[used] = np.arange(len(used))
         texts = [f"{texts[code // 2]},{name}" if code % 2 else texts[code // 2] for code in used]
         codes = place[codes]
-    spelt = pa.array([text[1:] or None for text in texts], pa.string())
-    return spelt.take(pa.array(codes)) if texts else pa.nulls(count, pa.string())
+    return [text[1:] or None for text in texts], codes
 
 
 def funnel(clips: pa.Table, rules: Sequence[Rule]) -> list[RuleCount]:
     """What each rule turns away, alone and cumulative in order, over all the clips given (`columns_of(rules)`)."""
-    passing = _constant(True, clips.num_rows)
+    return _funnel(rules, [_outcome(clips, rule) for rule in rules], clips.num_rows)
+
+
+def _funnel(rules: Sequence[Rule], outcomes: Sequence[_Outcome], count: int) -> list[RuleCount]:
+    passing = _constant(True, count)
     counts = []
-    for rule in rules:
-        outcome = _outcome(clips, rule)
+    for rule, outcome in zip(rules, outcomes, strict=True):
         first = pc.and_(passing, outcome.fails)
         passing = pc.and_not(passing, outcome.fails)
         counts.append(
@@ -161,6 +192,12 @@ def funnel(clips: pa.Table, rules: Sequence[Rule]) -> list[RuleCount]:
             )
         )
     return counts
+
+
+def add_counts(one: Sequence[RuleCount], other: Sequence[RuleCount]) -> list[RuleCount]:
+    """The funnel over the clips of both."""
+    counted = ("judged", "rejected_alone", "unknown", "rejected_first", "left")
+    return [replace(a, **{name: getattr(a, name) + getattr(b, name) for name in counted}) for a, b in zip(one, other, strict=True)]
 
 
 def _outcome(clips: pa.Table, rule: Rule) -> _Outcome:
@@ -231,23 +268,26 @@ def preferred(kept: pa.Table, labels: pa.Table, config: PolicyConfig) -> set[str
     if config.preference_subset == "top_aesthetic":
         score = preference_column(kept)
         pool = pc.and_(pc.equal(kept["split"], "train"), pc.equal(kept["media_type"], "video"))
-        known = kept.select(["clip_id", score]).filter(pc.and_(pool, pc.fill_null(pc.is_finite(kept[score]), False)))
-        if 0 < config.preference_size < known.num_rows:  # ids are compared among the best scores only
-            worst = pc.select_k_unstable(known.select([score]), config.preference_size, [(score, "descending")])[-1]
-            known = known.filter(pc.greater_equal(known[score], known[score][worst.as_py()]))
+        pool = pc.and_(pool, pc.fill_null(pc.is_finite(kept[score]), False))
+        known = kept.select([score]).filter(pool)
+        if 0 < config.preference_size < known.num_rows:  # ids are looked at among the best scores only
+            worst = pc.select_k_unstable(known, config.preference_size, [(score, "descending")])[-1]
+            pool = pc.and_(pool, pc.greater_equal(kept[score], known[score][worst.as_py()]))
+        known = kept.select(["clip_id", score]).filter(pool)
         best = pc.select_k_unstable(known, config.preference_size, [(score, "descending"), ("clip_id", "ascending")])
         return set(known["clip_id"].take(best).to_pylist())
     votes: dict[str, list[float]] = defaultdict(list)
-    for label in labels.select(["clip_id", "kind", "value"]).to_pylist():
+    for label in labels.select(["clip_id", "kind", "value"]).filter(pc.is_in(labels["clip_id"], whole_column(kept, "clip_id"))).to_pylist():
         if label["kind"] == "keep" and label["value"] is not None:
             votes[label["clip_id"]].append(label["value"])
-    known = set(kept["clip_id"].to_pylist())
-    agreed = {clip: sum(values) / len(values) for clip, values in votes.items() if clip in known}
+    agreed = {clip: sum(values) / len(values) for clip, values in votes.items()}
     best = sorted((clip for clip, mean in agreed.items() if mean > 0.5), key=lambda clip: (-agreed[clip], clip))
     return set(best[: config.preference_size])
 
 
 # split
+
+SIDES = ("train", "val")
 
 
 @dataclass(frozen=True)
@@ -259,8 +299,8 @@ class Split:
     """Groups of duplicate sources that were fixed on both sides before they were known as duplicates."""
 
 
-def assign_split(clips: pa.Table, config: PolicyConfig) -> Split:
-    """Which sources are held out. `clips`: clip_id, source_id, media_type, state, split, duplicate_cluster.
+def assign_split(clips: pa.Table | SourceFacts, config: PolicyConfig) -> Split:
+    """Which sources are held out. `clips`: source_id, media_type, state, split, duplicate_cluster; or what was gathered of them.
 
     Sticky: a source that has a split keeps it. Sources that share a duplicate cluster form one group, on one side.
     New groups with kept clips are taken in the order of a hash of their ids: held out until `held_out_share` of
@@ -268,31 +308,35 @@ def assign_split(clips: pa.Table, config: PolicyConfig) -> Split:
     no videos) are, the rest train. A group that would overshoot the share by more than it is missed trains, as long as
     a smaller one is there. The last group of a media type is never held out.
     """
-    sources = _Sources(clips)
-    fixed = dict(sources.fixed)
+    if isinstance(clips, pa.Table):
+        sources = SourceFacts()
+        kept = pc.fill_null(pc.equal(whole_column(clips, "state"), "kept"), False)
+        sources.add(clips, whole_column(clips, "source_id").dictionary_encode(null_encoding="encode"), _numpy(kept))
+    else:
+        sources = clips
+    fixed = sources.fixed()
     mixed = 0
-    new: dict[str, list[tuple[str, list[str]]]] = {"video": [], "image": []}
+    new: dict[str, list[tuple[bytes, int, Sequence[str]]]] = {"video": [], "image": []}
     held: dict[str, int] = {"video": 0, "image": 0}
     total: dict[str, int] = {"video": 0, "image": 0}
     training: dict[str, int] = {"video": 0, "image": 0}
-    for source in sources.alone():
-        media = "video" if sources.media[source] == "video" else "image"
-        total[media] += 1
-        side = fixed.get(source)
-        held[media] += side == "val"
-        training[media] += side == "train"
-        if side is None:
-            new[media].append((_order([source]), [source]))
+    for media, side, count in sources.alone():
+        total[media] += count
+        held[media] += count * (side == "val")
+        training[media] += count * (side == "train")
+    for media, source in sources.alone_and_new():
+        new[media].append((_order(source), 1, (source,)))
+    members: Sequence[str]
     for members in sources.groups():
-        kept = [source for source in members if source in sources.kept]
+        kept = [source for source in members if sources.is_kept(source)]
         if not kept:
             continue
-        media = "video" if any(sources.media[source] == "video" for source in kept) else "image"
+        media = "video" if any(sources.is_video(source) for source in kept) else "image"
         total[media] += len(kept)
         sides = {fixed[source] for source in members if source in fixed}
         mixed += len(sides) > 1
         if not sides:
-            new[media].append((_order(members), members))
+            new[media].append((_order(min(members)), len(kept), members))
             continue
         common = "train" if "train" in sides else "val"
         for source in members:
@@ -302,74 +346,125 @@ def assign_split(clips: pa.Table, config: PolicyConfig) -> Split:
     for media in ("video", "image"):
         least = config.min_held_out_sources if media == "video" or not total["video"] else 0
         wanted = max(round(config.held_out_share * total[media]), least)
-        waiting = [(sum(source in sources.kept for source in members), members) for _, members in sorted(new[media])]
-        chosen: set[int] = set()
-        short = wanted - held[media]
-        smallest = min((size for size, _ in waiting), default=0)
-        for place, (size, _) in enumerate(waiting):
-            others = training[media] + len(waiting) - len(chosen) - 1
+        waiting = sorted(new[media])
+        short, chosen = wanted - held[media], 0
+        smallest = min((size for _, size, _ in waiting), default=0)
+        for _, size, members in waiting:
+            others = training[media] + len(waiting) - chosen - 1
             nearer = abs(short - size) <= short or size == smallest
-            if short > 0 and others > 0 and nearer:
-                chosen.add(place)
-                short -= size
-        for place, (_, members) in enumerate(waiting):
-            fixed.update(dict.fromkeys(members, "val" if place in chosen else "train"))
+            is_held = short > 0 and others > 0 and nearer
+            chosen += is_held
+            short -= size * is_held
+            for source in members:
+                fixed[source] = "val" if is_held else "train"
     return Split(fixed, mixed)
 
 
-def _order(members: list[str]) -> str:
-    return hashlib.sha256(("split:" + min(members)).encode()).hexdigest()
+def _order(source: str) -> bytes:
+    return hashlib.sha256(("split:" + source).encode()).digest()
 
 
-class _Sources:
-    """Sources of a clips table: media type, fixed split, which have kept clips, which share duplicates."""
+class SourceFacts:
+    """Sources of clips, gathered batch by batch: media type, fixed split, which have kept clips, which share duplicates."""
 
-    def __init__(self, clips: pa.Table) -> None:
-        encoded = encoded_sources(clips)
-        names, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
-        self.media: dict[str, str | None] = dict(zip(names, _one_each(codes, len(names), whole_column(clips, "media_type")), strict=True))
-        splits = zip(names, _one_each(codes, len(names), whole_column(clips, "split")), strict=True)
-        self.fixed: dict[str, str] = {source: split for source, split in splits if split is not None}
-        kept = _numpy(pc.fill_null(pc.equal(whole_column(clips, "state"), "kept"), False))
-        self.kept: set[str] = {names[code] for code in np.flatnonzero(np.bincount(codes[kept], minlength=len(names)))}
-        clustered = clips.select(["source_id", "duplicate_cluster"]).filter(clips["duplicate_cluster"].is_valid())
-        pairs = clustered.group_by(["duplicate_cluster", "source_id"]).aggregate([]).to_pylist()
-        self._parent = {row["source_id"]: row["source_id"] for row in pairs}
-        first: dict[str, str] = {}
-        for row in pairs:
-            self._join(first.setdefault(row["duplicate_cluster"], row["source_id"]), row["source_id"])
+    def __init__(self) -> None:
+        self.codes = TextCodes()
+        self._video, self._kept = np.zeros(0, bool), np.zeros(0, bool)
+        self._split = np.zeros(0, np.int8)
+        self._clustered: set[tuple[str, str]] = set()
+        self._parents: dict[str, str] = {}
 
-    def alone(self) -> list[str]:
-        """Sources with kept clips that are in no cluster of duplicates."""
-        return sorted(source for source in self.kept if source not in self._parent)
+    @property
+    def names(self) -> list[str]:
+        """By code."""
+        return self.codes.names()
+
+    def add(self, clips: pa.Table, sources: pa.DictionaryArray, kept: np.ndarray) -> np.ndarray:
+        """Takes clips (media_type, split, duplicate_cluster), the source of each and whether it is kept; returns its source's code."""
+        codes = self.codes.of(sources)
+        grown = len(self.codes) - len(self._kept)
+        self._video, self._kept, self._split = (np.pad(held, (0, grown)) for held in (self._video, self._kept, self._split))
+        media = whole_column(clips, "media_type")
+        known = _numpy(media.is_valid())
+        self._video[codes[known]] = _numpy(pc.equal(media, "video").drop_null())  # of several, the last
+        self._kept[codes[kept]] = True
+        sides = pc.index_in(whole_column(clips, "split"), pa.array(SIDES))
+        known = _numpy(sides.is_valid())
+        self._split[codes[known]] = _numpy(sides.drop_null()) + 1
+        clusters = whole_column(clips, "duplicate_cluster")
+        if clusters.null_count < len(clusters):
+            known = _numpy(clusters.is_valid())
+            names = sources.dictionary.take(sources.indices.filter(pa.array(known)))
+            self._clustered.update(zip(clusters.drop_null().to_pylist(), names.to_pylist(), strict=True))
+        return codes
+
+    def fixed(self) -> dict[str, str]:
+        """source_id -> its split, of those that have one."""
+        names = self.names
+        return {names[code]: SIDES[self._split[code] - 1] for code in np.flatnonzero(self._split)}
+
+    def is_kept(self, source: str) -> bool:
+        return bool(self._kept[self.codes.place[source]])
+
+    def is_video(self, source: str) -> bool:
+        return bool(self._video[self.codes.place[source]])
+
+    def alone(self) -> Iterator[tuple[str, str | None, int]]:
+        """(media type, split, how many) of the sources with kept clips that are in no cluster of duplicates."""
+        alone = self._alone()
+        for media, is_video in (("video", True), ("image", False)):
+            counts = np.bincount(self._split[alone & (self._video == is_video)], minlength=len(SIDES) + 1)
+            yield from zip((media,) * len(counts), (None, *SIDES), map(int, counts), strict=True)
+
+    def alone_and_new(self) -> Iterator[tuple[str, str]]:
+        """(media type, source) of those that have no split yet."""
+        names = self.names
+        for code in np.flatnonzero(self._alone() & (self._split == 0)):
+            yield "video" if self._video[code] else "image", names[code]
 
     def groups(self) -> list[list[str]]:
         """The others: sources that are duplicates of each other together, every list and the whole sorted."""
+        self._parents = {source: source for _, source in self._clustered}
+        first: dict[str, str] = {}
+        for cluster, source in sorted(self._clustered):
+            self._parents[self._root(source)] = self._root(first.setdefault(cluster, source))
         groups: dict[str, list[str]] = defaultdict(list)
-        for source in sorted(self._parent):
+        for source in sorted(self._parents):
             groups[self._root(source)].append(source)
         return sorted(groups.values())
 
+    def _alone(self) -> np.ndarray:
+        alone = self._kept.copy()
+        alone[[self.codes.place[source] for source in {source for _, source in self._clustered}]] = False
+        return alone
+
     def _root(self, source: str) -> str:
-        while self._parent[source] != source:
-            self._parent[source] = self._parent[self._parent[source]]
-            source = self._parent[source]
+        while self._parents[source] != source:
+            self._parents[source] = self._parents[self._parents[source]]
+            source = self._parents[source]
         return source
 
-    def _join(self, a: str, b: str) -> None:
-        self._parent[self._root(b)] = self._root(a)
 
+class TextCodes:
+    """A number for every distinct text, in the order in which they come; null has one too."""
 
-def encoded_sources(clips: pa.Table) -> pa.DictionaryArray:
-    """The column source_id as codes into its distinct values."""
-    column = whole_column(clips, "source_id")
-    return column if isinstance(column, pa.DictionaryArray) else column.dictionary_encode(null_encoding="encode")
+    def __init__(self) -> None:
+        self.place: dict[Any, int] = {}
 
+    def __len__(self) -> int:
+        return len(self.place)
 
-def _one_each(codes: np.ndarray, count: int, values: pa.Array) -> list[str | None]:
-    """Per code the last known value of its rows."""
-    known = np.flatnonzero(_numpy(values.is_valid()))
-    place = np.full(count, -1)
-    place[codes[known]] = known
-    found: list[str | None] = values.take(pa.array(place, mask=place < 0)).to_pylist()
-    return found
+    def of(self, values: pa.Array, type_: type[np.signedinteger[Any]] = np.int32) -> np.ndarray:
+        """Code per value; a dictionary's null is a value of it. Raises OverflowError when the type has no number left."""
+        encoded = values if isinstance(values, pa.DictionaryArray) else values.dictionary_encode(null_encoding="encode")
+        codes = np.array([self.one(value) for value in encoded.dictionary.to_pylist()], type_)
+        found: np.ndarray = codes[encoded.indices.to_numpy()]
+        return found
+
+    def one(self, value: object) -> int:
+        """The code of one value."""
+        return self.place.setdefault(value, len(self.place))
+
+    def names(self) -> list[Any]:
+        """The values by code."""
+        return list(self.place)

@@ -15,16 +15,17 @@ import fcntl
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation.column_files import write_columns
+from curation.column_files import write_columns, write_in_order
 from curation.expression import QueryError, any_of, check_column, compile_filter
 from curation.schema import KEYS, TABLES
 from curation.step import Lineage
@@ -142,6 +143,11 @@ class Store:
             self._datasets[table].checkout_latest()
         return self._datasets[table]
 
+    def at_version(self, table: str, version: int) -> Any:
+        """The engine's own object at a version that does not move on."""
+        schema_of(table)
+        return lance().dataset(self._uri(table), version=version)
+
     # writing
 
     def upsert(self, table: str, rows: pa.Table | pa.RecordBatch, replace_within: str | None = None) -> int:
@@ -185,6 +191,28 @@ class Store:
             merge = self._merge(dataset, table).when_matched_update_all()
             stats = (merge.write_mode("rewrite_columns") if partial else merge).execute(data)
         return int(stats["num_updated_rows"])
+
+    def set_columns(self, table: str, version: int, changed: np.ndarray, names: Sequence[str], rows: Callable[[int, int], pa.Table]) -> int:
+        """Sets columns of rows as they stand in that version, in the engine's order; returns how many changed. One commit.
+
+        `changed`: bool per row of the version; `rows(start, stop)` gives the columns `names` of those rows and is asked a piece at a
+        time, so that they need not all be in memory. Rows are told apart by place while the version is the newest, else by key.
+        """
+        fields = pa.schema([schema_of(table).field(name) for name in names])
+        key, number = KEYS[table][0], int(np.count_nonzero(changed))
+        if not number:
+            return 0
+        with self._committing(table) as dataset:
+            in_place = self._is_local and dataset.version == version
+            if in_place and write_in_order(dataset, changed, names, lambda *span: rows(*span).cast(fields)):
+                return number
+        parts, start = [], 0
+        for batch in self.at_version(table, version).to_batches(columns=[key], batch_size=READ_ROWS):
+            some = pa.array(changed[start : start + batch.num_rows])
+            given = rows(start, start + batch.num_rows)
+            parts.append(given.add_column(0, key, batch.column(key)).filter(some))
+            start += batch.num_rows
+        return self.merge_columns(table, pa.concat_tables(parts))
 
     def delete(self, table: str, where: str) -> int:
         """Deletes the rows that the filter text names; returns how many. One commit; tags keep them."""
@@ -336,7 +364,7 @@ class Store:
             close = difflib.get_close_matches(tag, known, n=1, cutoff=0.4)
             hint = f'; did you mean "{close[0]}"?' if close else f"; tags: {', '.join(known) or '(none yet)'}"
             raise StoreError(f"there is no tag {tag!r}{hint}")
-        return lance().dataset(self._uri("clips"), version=int(known[tag]["version"]))
+        return self.at_version("clips", int(known[tag]["version"]))
 
     @contextlib.contextmanager
     def _committing(self, table: str) -> Iterator[Any]:

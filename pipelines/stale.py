@@ -120,9 +120,10 @@ def _captions(recipe: Recipe, store: Store, registry: Mapping[str, Any]) -> Stal
 def _verdicts(recipe: Recipe, store: Store) -> Stale:
     """Clips whose state would change on the scores of now."""
     selection = selecting.select(store, recipe.curation.policy)
-    pairs = zip(selection.before["state"].to_pylist(), selection.clips["state"].to_pylist(), strict=True)
-    why = Counter(f"{old or 'new'} -> {new}" for old, new in pairs if old != new)
-    return Stale("select", sum(why.values()), selection.clips.num_rows, "clips", why)
+    why: Counter[str] = Counter()
+    for (old, new), number in selection.verdicts.changes.items():
+        why[f"{old or 'new'} -> {new}"] += number * (old != new)
+    return Stale("select", sum(why.values()), selection.clips, "clips", +why)
 
 
 def _reasons(old_runs: Mapping[str | None, int], lineage: Lineage, registry: Mapping[str, Any]) -> Counter[str]:

@@ -45,12 +45,16 @@ def verdicts(judged: pa.Table) -> list[tuple[Any, ...]]:
 
 
 def test_every_verdict_of_the_hand_made_table() -> None:
-    assert verdicts(judge(table(), RULES)) == [row[7:] for row in TABLE]
+    assert verdicts(judge(table(), RULES).table()) == [row[7:] for row in TABLE]
 
 
 def test_an_open_error_makes_the_unknown_failed_and_leaves_the_known_alone() -> None:
     states = dict(
-        zip((row[0] for row in TABLE), judge(table(), RULES, open_errors={"a", "b", "e", "g", "j"})["state"].to_pylist(), strict=True)
+        zip(
+            (row[0] for row in TABLE),
+            judge(table(), RULES, open_errors={"a", "b", "e", "g", "j"}).table()["state"].to_pylist(),
+            strict=True,
+        )
     )
     assert {name: states[name] for name in "abcefgj"} == {
         "a": "kept",  # an error in something that no rule needs
@@ -65,15 +69,15 @@ def test_an_open_error_makes_the_unknown_failed_and_leaves_the_known_alone() -> 
 
 def test_absent_and_failed_sources_keep_clips_out() -> None:
     unusable = pa.array(["absent", "source:failed"] + [None] * (len(TABLE) - 2), pa.string())
-    judged = verdicts(judge(table(), RULES, unusable=unusable))
+    judged = verdicts(judge(table(), RULES, unusable=unusable).table())
     assert judged[0] == ("rejected", "absent", 0)
     assert judged[1] == ("failed", "resolution,motion,black,move,source:failed", 0b1111)
     assert judged[6] == ("kept", None, 0)
 
 
 def test_no_rules_and_no_rows() -> None:
-    assert set(judge(table(), ())["state"].to_pylist()) == {"kept", "rejected"}  # j has no caption
-    assert judge(table().slice(0, 0), RULES).num_rows == 0
+    assert set(judge(table(), ()).table()["state"].to_pylist()) == {"kept", "rejected"}  # j has no caption
+    assert judge(table().slice(0, 0), RULES).table().num_rows == 0
     assert funnel(table().slice(0, 0), RULES)[0].left == 0
 
 
@@ -94,7 +98,7 @@ def _numbers(row: Any) -> tuple[int, ...]:
 
 def test_a_changed_threshold_changes_what_it_should() -> None:
     rules = [rule.model_copy(update={"at_least": 1.3}) if rule.name == "motion" else rule for rule in RULES]
-    before, after = judge(table(), RULES)["state"].to_pylist(), judge(table(), rules)["state"].to_pylist()
+    before, after = judge(table(), RULES).table()["state"].to_pylist(), judge(table(), rules).table()["state"].to_pylist()
     assert [row[0] for row, b, a in zip(TABLE, before, after, strict=True) if b != a] == ["a"]
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -123,6 +124,33 @@ def test_most_rows_at_once_are_written_as_the_join_writes_them(tmp_path: Path, m
     assert files[1] == [3, 3, 3]  # the rows as they came, the columns once, motion again
     assert found[0] == found[1]
     assert found[1][1:] == (4, 3)
+
+
+@pytest.mark.parametrize("between", ["nothing", "another writer", "a deleted row"])
+@pytest.mark.parametrize("changed", ["", "ab", "abcdef", "def", "a"])
+def test_columns_set_by_place_are_those_set_by_key(store: Store, changed: str, between: str) -> None:
+    """Two fragments; also where the table moved on since it was read, and where a deletion leaves a gap in the files."""
+    for ids in ("abc", "def"):
+        store.upsert("clips", clips(clip_id=list(ids), state=["new"] * 3, caption=["x"] * 3))
+    if between == "a deleted row":
+        store.delete("clips", "clip_id = 'b'")
+    here = store.dataset("clips").to_table(columns=["clip_id"])["clip_id"].to_pylist()
+    version, places = store.version("clips"), [clip in changed for clip in here]
+    if between == "another writer":
+        store.upsert("clips", clips(clip_id=["a", "g"], caption=["y", "y"]))
+    asked: list[tuple[int, int]] = []
+
+    def values(start: int, stop: int) -> pa.Table:
+        asked.append((start, stop))
+        return clips(state=[f"kept {clip}" if clip in changed else "new" for clip in here[start:stop]])
+
+    assert store.set_columns("clips", version, np.array(places), ["state"], values) == sum(places)
+    wanted = [(clip, f"kept {clip}" if clip in changed else "new") for clip in sorted(here)]
+    assert rows(store, "clip_id", "state")[: len(wanted)] == wanted
+    assert store.read("clips", ["caption"], "clip_id = 'a'")["caption"].to_pylist() == ["y" if between == "another writer" else "x"]
+    if between == "nothing":  # files are written of the fragments with a change, unless the join writes less
+        assert asked == {"": [], "ab": [(0, 3)], "abcdef": [(0, 3), (3, 6)], "def": [(3, 6)], "a": [(0, 3), (3, 6)]}[changed]
+    store.dataset("clips").validate()
 
 
 def test_merging_into_an_empty_table_or_nothing_is_no_error(store: Store) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +16,7 @@ from pipelines.artifacts import Report, Workspace
 from pipelines.job import JobContext, Progress, UserError
 from pipelines.plan import job_spec
 from pipelines.recipe import Recipe, load, preset
+from pipelines.selection import content_hash, sorted_places
 
 RULES = (
     Rule(name="motion", column="motion_proxy", at_least=1.1, media="video"),
@@ -163,6 +163,25 @@ def test_equal_work_elsewhere_has_equal_names(workspace: Workspace, tmp_path: Pa
     assert store.read("clips").equals(Store.open(workspace.store).read("clips"))
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_size_of_a_batch_changes_nothing(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """Sources, duplicates and a moved file on both sides of a cut; selected at first, and again with another threshold."""
+    other = Workspace(tmp_path / "other")
+    other.root.mkdir()
+    clusters = {"clip_id": ["a1", "b1", "c1"], "duplicate_cluster": ["a1", "a1", "a1"]}
+    for place in (workspace, other):
+        if place is other:
+            fill(Store.open(other.store))
+        Store.open(place.store).merge_columns("clips", pa.table(clusters))
+    for chosen in (recipe(), recipe((RULES[0].model_copy(update={"at_least": 0.3}), *RULES[1:]))):
+        whole = run(workspace, chosen)
+        with monkeypatch.context() as patch:
+            patch.setattr("pipelines.selection.READ_ROWS", rows)
+            parts = run(other, chosen)
+        assert (parts.digest, parts.counts, parts.outputs, parts.headline) == (whole.digest, whole.counts, whole.outputs, whole.headline)
+        assert Store.open(other.store).read("clips").equals(Store.open(workspace.store).read("clips"))
+
+
 def test_a_changed_threshold_makes_another_release_and_the_old_one_stays(workspace: Workspace) -> None:
     first = run(workspace)
     second = run(workspace, recipe((RULES[0].model_copy(update={"at_least": 2.5}), *RULES[1:])))
@@ -199,20 +218,24 @@ def test_a_new_caption_changes_the_digest(workspace: Workspace) -> None:
 def test_more_text_than_one_array_holds_has_the_same_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Captions in pieces, as they come when they pass the limit."""
     texts = pa.chunked_array([["a", "é", None], ["", "longer"]])
-    whole = pa.table({"caption": texts.combine_chunks()})
     monkeypatch.setattr("curation.policy.TEXT_LIMIT_BYTES", 1)
-    pieces = pa.table({"caption": policy.whole_column(pa.table({"caption": texts}), "caption")})
-    assert pieces["caption"].type == pa.large_string()
-    assert select._content_hash(pieces, ["caption"]) == select._content_hash(whole, ["caption"])
-    one, other = hashlib.sha256(), hashlib.sha256()
-    select._hash_array(pieces["caption"].chunk(0).slice(1), one)
-    select._hash_array(whole["caption"].chunk(0).slice(1), other)
-    assert one.digest() == other.digest()
+    pieces, whole = policy.whole_column(pa.table({"caption": texts}), "caption"), texts.combine_chunks()
+    assert pieces.type == pa.large_string()
+    monkeypatch.setattr("pipelines.selection.HASHED_ROWS", 2)
+
+    def digest(values: pa.Array, *order: int) -> str:
+        return content_hash(pa.array(order), [("caption", values)])
+
+    assert digest(pieces, 4, 0, 2, 1, 3) == digest(whole, 4, 0, 2, 1, 3)
+    assert (
+        digest(pieces.slice(1), 3, 0, 1, 2) == digest(whole.slice(1), 3, 0, 1, 2) == digest(whole.take(pa.array([4, 1, 2, 3])), 0, 1, 2, 3)
+    )
+    assert digest(pieces, 4, 0, 2, 1, 3) != digest(whole, 4, 0, 2, 3, 1)
 
 
 @pytest.mark.parametrize("ids", [["c" * 16, "a" * 16, "b" * 16], ["same8byt" + "2" * 8, "same8byt" + "1" * 8, "a" * 16], ["b", "aa", "a"]])
 def test_ids_sort_as_texts_do(ids: list[str]) -> None:
-    assert pa.array(ids).take(select._sorted_places(pa.array(["before", *ids]).slice(1))).to_pylist() == sorted(ids)
+    assert pa.array(ids).take(sorted_places(pa.array(["before", *ids]).slice(1))).to_pylist() == sorted(ids)
 
 
 def test_moved_files_with_equal_content_get_their_own_release(workspace: Workspace) -> None:
