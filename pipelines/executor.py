@@ -28,7 +28,9 @@ from pipelines.worker import Item, RayWorker, Result, WorkerBuildError, built, c
 log = logging.getLogger("flashvideo.executor")
 
 IN_FLIGHT = 2
-"""Items handed to a Ray worker ahead of its results: one in work, one waiting."""
+"""Items handed to a Ray worker ahead of its results: one in work, one waiting, so that it works on while this process commits."""
+LAST_ITEMS = 4
+"""Per worker. When no more are left only idle workers are given one: none shall wait behind a long item while a worker idles."""
 WORKER_ATTEMPTS = 2
 """Workers that one item may take down before it is given up."""
 
@@ -227,7 +229,7 @@ class _RayPool(Generic[Item, Result]):
         """Hands items to the least loaded ready actors; actors that Ray has no room for get none and block nobody."""
         while waiting and self._load:
             actor = min(self._load, key=lambda a: self._load[a])
-            if self._load[actor] >= IN_FLIGHT:
+            if self._load[actor] >= (IN_FLIGHT if len(waiting) > LAST_ITEMS * len(self._load) else 1):
                 return
             index = waiting.pop()
             self._running[actor.run.remote(items[index])] = (actor, index)

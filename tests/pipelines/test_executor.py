@@ -7,9 +7,12 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import psutil
 import pyarrow as pa
@@ -159,7 +162,10 @@ def test_a_ray_of_our_own_is_lean_and_bound_to_this_machine(ray_here: None) -> N
 
     [node] = ray.nodes()
     assert node["NodeManagerAddress"] == "127.0.0.1", "a Ray without a token must not be reached from outside"
-    commands = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+    commands = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            commands.append(" ".join(process.cmdline()))
     assert any("gcs_server" in command for command in commands)
     assert not [command for command in commands if "monitor.py" in command or "dashboard.py" in command]
 
@@ -191,6 +197,25 @@ def test_map_tasks_returns_every_result(ray_here: None) -> None:
     for workers in (LOCAL, RAY):
         assert sorted(map_tasks(twice, [5, 6, 7], workers)) == [(0, 10), (1, 12), (2, 14)]
         assert list(map_tasks(twice, [], workers)) == []
+
+
+def waiting_for_the_others(folder: Path) -> object:
+    """Item 0 is long: it ends when items 1 and 2 have been done."""
+
+    def work(item: int) -> bool:
+        (folder / str(item)).touch()
+        deadline = time.monotonic() + 20
+        while item == 0 and len(list(folder.iterdir())) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return item > 0 or len(list(folder.iterdir())) == 3
+
+    return work
+
+
+def test_the_last_items_do_not_wait_behind_a_long_one(ray_here: None, tmp_path: Path) -> None:
+    for number, workers in enumerate((LOCAL, RAY)):
+        (folder := tmp_path / str(number)).mkdir()
+        assert dict(map_tasks(partial(waiting_for_the_others, folder), [0, 1, 2], workers)) == {0: True, 1: True, 2: True}
 
 
 def test_a_worker_that_cannot_be_built_says_why(ray_here: None) -> None:
