@@ -88,7 +88,7 @@ class Wandb:
     """One run at Weights & Biases; every attempt goes on in it.
 
     A server that cannot be reached never stops training: it is said once, and the scalars lie in `folder`/wandb for
-    `wandb sync`. Train_steps that the server has of an earlier attempt are not taken again; they are the same.
+    `wandb sync`. Train_steps that the server has of an earlier attempt are not sent again; they are the same.
     """
 
     def __init__(self, folder: Path, config: WandbConfig, about: Mapping[str, Any]) -> None:
@@ -149,7 +149,7 @@ class Wandb:
         )
 
     def add(self, train_step: int, values: Mapping[str, float]) -> None:
-        if self._run is None:
+        if self._run is None or train_step < self._run.starting_step:
             return
         try:
             self._run.log(dict(values), step=train_step)

@@ -1,17 +1,21 @@
-"""Scalars at Weights & Biases: one run over restarts, no server, no package. The real package, offline."""
+"""Scalars at Weights & Biases: one run over restarts, no server, no package. The real package; its server is a small stand-in."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import os
 import signal
 import socket
 import struct
+import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import pytest
@@ -32,12 +36,15 @@ KEY = "5ecre7" + 34 * "0"
 
 
 @pytest.fixture(autouse=True)
-def _key_and_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key, and an address where nobody listens."""
+def _key_and_no_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A key, and an address where nobody listens; a service process of its own."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{taken.getsockname()[1]}")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
+    yield
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].teardown()
 
 
 def watching(**settings: Any) -> WatchConfig:
@@ -111,6 +118,88 @@ def test_without_a_server_it_is_said_once_and_kept(tmp_path: Path, caplog: pytes
     (said,) = [record.getMessage() for record in caplog.records if record.name == "flashvideo"]
     assert "connection refused" in said and "training goes on" in said and "wandb sync" in said and KEY not in said
     assert [steps for _, steps in kept(tmp_path)] == [{1: {"train/loss": 1.0}}]
+
+
+class StandInServer(BaseHTTPRequestHandler):
+    """Answers what wandb-core 0.31 asks of a server for a run of scalars; `history` holds the lines that were sent, in order."""
+
+    history: ClassVar[list[dict[str, float]]] = []
+    gone: ClassVar[bool] = False
+    """Takes the question and never answers, once the run has begun."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        if self.gone:
+            return
+        body = gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body
+        answer = json.dumps(self.answer(json.loads(body)) if self.path.endswith(("graphql", "file_stream")) else {}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
+        if "query" not in asked:
+            lines = asked.get("files", {}).get("wandb-history.jsonl", {"content": []})["content"]
+            self.history.extend(map(json.loads, lines))
+            return {}
+        query, given = asked["query"], asked.get("variables") or {}
+        project = {"id": "p", "name": "tests", "entity": {"id": "e", "name": "us"}}
+        bucket = {"id": "b", "name": given.get("name"), "displayName": "", "config": "{}", "project": project}
+        if "RunResumeStatus" in query:
+            tail = json.dumps([json.dumps(self.history[-1])]) if self.history else "[]"
+            lines = {
+                "historyLineCount": len(self.history),
+                "logLineCount": 0,
+                "eventsLineCount": 0,
+                "historyTail": tail,
+                "eventsTail": "[]",
+            }
+            known = bucket | lines | {"summaryMetrics": "{}", "tags": [], "wandbConfig": json.dumps({"t": 1})}
+            return {"data": {"model": project | {"bucket": known if self.history else None}}}
+        if "UpsertBucket" in query:
+            return {"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}}
+        return {"data": {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": []}} if "CreateRunFiles" in query else {}}
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[StandInServer]]:
+    class Fresh(StandInServer):
+        history: ClassVar[list[dict[str, float]]] = []
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Fresh) as listening:
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{listening.server_port}")
+        yield Fresh
+        listening.shutdown()
+
+
+@with_wandb
+def test_a_restart_sends_what_the_server_lacks(server: type[StandInServer], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Killed after 4, gone on from the checkpoint at 2."""
+    for train_steps in ((1, 2, 3, 4), (3, 4, 5, 6)):
+        scalars = Scalars(tmp_path, watching(mode="online", timeout_s=20), train_steps[0] - 1, ABOUT)
+        for train_step in train_steps:
+            scalars.add(train_step, "train", {"loss": 1 / train_step})
+        scalars.close()
+    assert [(line["_step"], line["train/loss"]) for line in server.history] == [(step, pytest.approx(1 / step)) for step in range(1, 7)]
+    assert "less than the current step" not in capfd.readouterr().err
+
+
+@with_wandb
+def test_a_server_that_goes_away_delays_the_end_by_the_timeout_only(
+    server: type[StandInServer], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scalars = Scalars(tmp_path, watching(mode="online", timeout_s=3), 0, ABOUT)
+    server.gone = True
+    scalars.add(1, "train", {"loss": 1.0})
+    with caplog.at_level(logging.WARNING, "flashvideo"):
+        scalars.close()
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "flashvideo"]
+    assert "Timed out" in said and "wandb sync" in said and list(tmp_path.glob("wandb/run-*/run-*.wandb"))
 
 
 @with_wandb
