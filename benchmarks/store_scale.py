@@ -8,8 +8,9 @@ rows on a two-core machine.
 a process of its own, one after the other (benchmarks/store_peers.py for the peers, which may be of another environment);
 nothing is held in memory between commands but by pandas, which has loaded everything. Times are medians after one try that
 is not counted (queries of 7, writes of `--writes`; 1 means the first try itself); memory is the peak of the process tree's
-PSS. A peer that needs more than `--limit-gib` ends there, and the table says so. `--ask` measures some of them and leaves the
-others' answers as they were; the folder is deleted afterwards unless it was given.
+PSS. A peer that needs more than `--limit-gib` or `--limit-s` stops there: the table has what it answered until then and where it
+stopped. `--ask` measures some of them and leaves the others' answers as they were; the folder is deleted afterwards unless it
+was given.
 """
 
 from __future__ import annotations
@@ -213,38 +214,45 @@ def prepare(folder: Path, rows: int, python: str) -> None:
         sys.exit(f"{python} could not write the peers' JSON lines, see above; --peer-python names an interpreter that has them")
 
 
-def ask(folder: Path, rows: int, name: str, python: str, limit_gib: float, writes: int) -> dict[str, float] | str:
-    """Seconds per question, peak memory and size; or why there is no answer."""
+def ask(folder: Path, rows: int, name: str, python: str, limits: tuple[float, float], writes: int) -> dict[str, float | str]:
+    """Seconds per question, peak memory, size and what it was limited to (GiB, seconds); `stopped`: where and why it ended early."""
     mine = [sys.executable, __file__, "--rows", str(rows), "--folder", str(folder), "--ask-store", "--writes", str(writes)]
     log = folder / f"{name}.log"
     log.unlink(missing_ok=True)
-    cost = measure(mine if name == "store" else [python, str(PEERS), name, str(folder), str(limit_gib), str(writes)], log)
+    cost = measure(mine if name == "store" else [python, str(PEERS), name, str(folder), *map(str, limits), str(writes)], log)
+    found: dict[str, float | str] = {}
     if cost.exit_code:
         last = (log.read_text().strip().splitlines() or ["no answer"])[-1]
-        return f"{last} ({cost.wall_s:.0f} s, {cost.peak_bytes / 2**30:.1f} GiB)"
-    found: dict[str, float] = json.loads(cost.output)
+        found["stopped"] = f"ended with exit code {cost.exit_code} after {cost.wall_s:.0f} s; its last line: {last}"
+    else:
+        found = json.loads(cost.output)
+    if name != "store":
+        found |= dict(zip((GIB, SECONDS), limits, strict=True))
     size = {"store": folder / "store", "duckdb": folder / "clips.parquet", "pandas": folder / "clips.jsonl"}[name]
     files = [size] if size.is_file() else [file for file in size.rglob("*") if file.is_file()]
-    return found | {"peak memory, MiB": cost.peak_bytes / 2**20, "size on disk, MB": sum(file.stat().st_size for file in files) / 1e6}
+    return found | {PEAK: cost.peak_bytes / 2**20, SIZE: sum(file.stat().st_size for file in files) / 1e6}
 
 
 def show(folder: Path, rows: int) -> None:
     """The table of all answers in the folder."""
     answers = {name: json.loads(file.read_text()) for name in NAMES if (file := folder / f"{name}.json").exists()}
-    whole = {name: answer for name, answer in answers.items() if isinstance(answer, dict)}
-    labels = list(dict.fromkeys(label for answer in whole.values() for label in answer))
-    table: list[list[object]] = [["seconds", *whole]]
-    for label in sorted(labels, key=lambda label: label in ("clips that differ", "peak memory, MiB", "size on disk, MB")):
-        digits = 0 if label in ("clips that differ", "peak memory, MiB", "size on disk, MB") else 3
-        table.append([label, *(f"{answer[label]:,.{digits}f}" if label in answer else "-" for answer in whole.values())])
+    labels = list(dict.fromkeys(label for answer in answers.values() for label in answer if label != "stopped"))
+    table: list[list[object]] = [["seconds", *answers]]
+    for label in sorted(labels, key=lambda label: WHOLE.index(label) if label in WHOLE else -1):
+        shape = ",g" if label in (GIB, SECONDS) else ",.0f" if label in WHOLE else ",.3f"
+        table.append([label, *(format(answer[label], shape) if label in answer else "-" for answer in answers.values())])
+    table.append(["all questions", *("stopped early" if "stopped" in answer else "answered" for answer in answers.values())])
     print(f"{rows:,} clips, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     print_table(table)
     for name, answer in answers.items():
-        if isinstance(answer, str):
-            print(f"{name}: {answer}")
+        if "stopped" in answer:
+            print(f"{name}: {answer['stopped']}; peak {answer[PEAK]:,.0f} MiB")
 
 
 NAMES = ("store", "duckdb", "pandas")
+PEAK, SIZE, GIB, SECONDS = "peak memory, MiB", "size on disk, MB", "limit of memory, GiB", "limit of time, s"
+WHOLE = ("clips that differ", PEAK, SIZE, GIB, SECONDS)
+"""Rows of whole numbers, at the end of the table."""
 
 
 def main() -> None:
@@ -256,6 +264,7 @@ def main() -> None:
     parser.add_argument("--ask-store", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has the peers")
     parser.add_argument("--limit-gib", type=float, default=5.0, help="memory of a peer")
+    parser.add_argument("--limit-s", type=float, default=400.0, help="wall seconds of a peer")
     parser.add_argument("--writes", type=int, default=3, help="times that a write is measured")
     arguments = parser.parse_args()
     if arguments.ask_store:
@@ -267,7 +276,7 @@ def main() -> None:
         if arguments.prepare:
             return
         for name in arguments.ask.split(","):
-            answer = ask(folder, arguments.rows, name, arguments.peer_python, arguments.limit_gib, arguments.writes)
+            answer = ask(folder, arguments.rows, name, arguments.peer_python, (arguments.limit_gib, arguments.limit_s), arguments.writes)
             (folder / f"{name}.json").write_text(json.dumps(answer))
         show(folder, arguments.rows)
     finally:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.column_files import unchanged_columns
-from curation.store import Store
+from curation.store import READ_AHEAD, READ_ROWS, Store
 
 COMPARED = ("split", "caption", "subsets", "uri")
 """Columns of a kept clip that training reads, or that say where it lies."""
@@ -51,8 +53,11 @@ class ReleaseDiff:
 
 def diff(store: Store, old: str, new: str) -> ReleaseDiff:
     """Compares two tags. Raises StoreError for one that does not exist."""
-    same = unchanged_columns(*(store.dataset("clips", tag) for tag in (old, new)))
+    before, after = (store.dataset("clips", tag) for tag in (old, new))
+    same = unchanged_columns(before, after)
     compared = [name for name in COMPARED if name not in same]
+    if "clip_id" in same:
+        return _by_place(_Sides(old, before, new, after, same), compared)
     columns = list(dict.fromkeys([*SHOWN_COLUMNS, "duration_s", *compared]))
     kept_before, kept_after = (store.read("clips", columns, "state = 'kept'", tag=tag, ordered=False) for tag in (old, new))
     added = _sorted(kept_after.filter(_absent(kept_after, kept_before)))
@@ -72,6 +77,54 @@ def diff(store: Store, old: str, new: str) -> ReleaseDiff:
         [row | {"why": reason} for row, reason in zip(removed.select(shown).to_pylist(), why, strict=True)],
         _changes(kept_before, kept_after, compared),
     )
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Two releases with the same clips in the same order: only columns were written in between."""
+
+    old: str
+    before: Any
+    new: str
+    after: Any
+    same: set[str]
+
+    def batches(self, columns: list[str]) -> Iterator[tuple[pa.Table, pa.Table]]:
+        """The same clips of both, a batch at a time; columns that did not change are read once."""
+        other = [name for name in columns if name not in self.same]
+        one = self.before.to_batches(columns=columns, batch_size=READ_ROWS, batch_readahead=READ_AHEAD)
+        two = self.after.to_batches(columns=other, batch_size=READ_ROWS, batch_readahead=READ_AHEAD) if other else repeat(None)
+        for then, now in zip(one, two, strict=bool(other)):
+            rows, wider = pa.Table.from_batches([then]), pa.Table.from_batches([then])
+            for name in other:
+                assert now is not None and now.num_rows == rows.num_rows  # fragments are equal, so batches are
+                wider = wider.set_column(columns.index(name), name, now.column(name))
+            yield rows, wider
+
+
+def _by_place(sides: _Sides, compared: list[str]) -> ReleaseDiff:
+    """The diff of releases with the same clips in the same order, without more than a batch in memory besides what differs."""
+    shown, clips, hours = list(SHOWN_COLUMNS), [0, 0], [0.0, 0.0]
+    added: list[dict[str, Any]] = []
+    removed: list[dict[str, Any]] = []
+    changed: list[dict[str, Any]] = []
+    for before, after in sides.batches(list(dict.fromkeys([*shown, "duration_s", "state", "reject_reason", *compared]))):
+        was, is_now = (pc.fill_null(pc.equal(rows["state"], "kept"), False) for rows in (before, after))
+        kept_before, kept_after = before.filter(was), after.filter(is_now)
+        for place, kept in enumerate((kept_before, kept_after)):
+            clips[place] += kept.num_rows
+            hours[place] += _hours(kept)
+        added += after.filter(pc.and_not(is_now, was)).select(shown).to_pylist()
+        gone = pc.and_not(was, is_now)
+        reasons = after.filter(gone).select(["state", "reject_reason"]).to_pylist()
+        rows = before.filter(gone).select(shown).to_pylist()
+        removed += [row | {"why": found["reject_reason"] or found["state"]} for row, found in zip(rows, reasons, strict=True)]
+        both = pc.and_(was, is_now)
+        changed += _changes(before.filter(both), after.filter(both), compared)
+    for found in (added, removed):
+        found.sort(key=lambda row: row["clip_id"])
+    changed.sort(key=lambda row: (COMPARED.index(row["column"]), row["clip_id"]))
+    return ReleaseDiff(sides.old, sides.new, clips[0], clips[1], hours[0], hours[1], added, removed, changed)
 
 
 def _changes(before: pa.Table, after: pa.Table, compared: list[str]) -> list[dict[str, Any]]:

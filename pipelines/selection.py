@@ -22,7 +22,7 @@ from curation.config import PolicyConfig
 from curation.expression import kind_of
 from curation.schema import CLIPS
 from curation.step import Lineage
-from curation.store import READ_ROWS, Store
+from curation.store import READ_AHEAD, READ_ROWS, Store
 
 VERSION = "1"
 """Bumped when the meaning of a rule, subset or split changes."""
@@ -36,8 +36,6 @@ HELD = ("clip_id", "media_type", "duration_s", "caption", *SCORES)
 RELEASED = ("clip_id", "caption", "split", "subsets", "motion_proxy", "motion_raft")
 """Columns whose values, over the kept clips, are the digest of the selection: what training reads (motion: Stage II's motion word)."""
 PREFERENCE = "preference"
-READ_AHEAD = 4
-"""Batches that the engine decodes before they are asked for; its own 16 held 0.3 GB."""
 HASHED_ROWS = 500_000
 """Texts that are put in order at once to be hashed."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pytest
 import curation
 from curation.column_files import unchanged_columns
 from curation.expression import QueryError
+from curation.releases import diff as store_diff
 from curation.schema import CLIPS
 from curation.store import Store
 
@@ -64,6 +66,42 @@ def test_it_is_symmetrical_and_silent_where_nothing_differs(path: Path) -> None:
     assert [row["why"] for row in back.removed] == ["motion", "no such clip any more"]
     same = curation.open(path).diff("one", "one")
     assert same.added == same.removed == same.changed == []
+
+
+def test_clips_in_the_same_places_are_compared_as_any_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only columns were written between the tags; a row written in the end moves, and then keys are compared."""
+    store = Store.open(tmp_path / "store")
+    monkeypatch.setattr("curation.releases.READ_ROWS", 2)
+
+    def put(**columns: list[object]) -> None:
+        store.merge_columns("clips", pa.table({name: pa.array(values, CLIPS.field(name).type) for name, values in columns.items()}))
+
+    ids = ["c", "a", "e", "b", "d"]
+    store.upsert("clips", pa.table({"clip_id": ids, "uri": [f"/films/{name}.mp4" for name in ids], "duration_s": [3600.0] * 5}))
+    put(clip_id=ids, state=["kept", "kept", "kept", "rejected", None], split=["val", "train", "train", None, None], subsets=[[]] * 5)
+    store.tag("one", "first")
+    reasons = [None, "motion", "looks", None, None]
+    put(
+        clip_id=ids,
+        state=["kept", "rejected", "failed", "kept", "kept"],
+        reject_reason=reasons,
+        split=["val"] * 5,
+        subsets=[["p"], [], [], [], []],
+    )
+    store.tag("two", "second")
+    store.upsert("clips", pa.table({"clip_id": ["c"], "uri": ["/films/c.mp4"]}))
+    store.tag("three", "third")
+    by_place, by_key = store_diff(store, "one", "two"), store_diff(store, "one", "three")
+    assert "clip_id" in unchanged_columns(*(store.dataset("clips", tag) for tag in ("one", "two")))
+    assert "clip_id" not in unchanged_columns(*(store.dataset("clips", tag) for tag in ("one", "three")))
+    assert (by_place.old_clips, by_place.new_clips, by_place.old_hours, by_place.new_hours) == (3, 3, 3.0, 3.0)
+    assert [(row["clip_id"], row["uri"], row["split"]) for row in by_place.added] == [
+        ("b", "/films/b.mp4", "val"),
+        ("d", "/films/d.mp4", "val"),
+    ]
+    assert [(row["clip_id"], row["split"], row["why"]) for row in by_place.removed] == [("a", "train", "motion"), ("e", "train", "looks")]
+    assert by_place.changed == [{"clip_id": "c", "column": "subsets", "old": [], "new": ["p"]}]
+    assert replace(by_key, new="two") == by_place
 
 
 def test_its_text_and_mistakes(path: Path) -> None:
