@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from curated_root import make_sources, recipe_for, rows_by_name, run_jobs
 from curation.store import Store
 from pipelines.artifacts import Workspace
 from pipelines.job import UserError
+from pipelines.local_ray import ray_connected
 from pipelines.score import SCORES
 
 JOBS = ("ingest", "detect_shots", "score")
@@ -94,15 +94,9 @@ def test_a_lost_track_fails_its_clips_only(root: Path, tmp_path: Path) -> None:
 
 
 def test_ray_writes_what_local_writes(root: Path, tmp_path: Path) -> None:
-    import ray
-
-    folder = f"/tmp/fvscore-{os.getpid()}"  # Ray's sockets need a short path
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=80_000_000, _temp_dir=folder)
-    try:
-        workspace = Workspace(tmp_path / "ray")
+    workspace = Workspace(tmp_path / "ray")
+    with ray_connected(80_000_000, cpus=2):
         reports = run_jobs(workspace, recipe_for(root / "sources", backend="ray"), *JOBS)
-    finally:
-        ray.shutdown()
     local = Workspace(root / "root")
     for table in ("sources", "clips"):
         assert Store.open(workspace.store).read(table).equals(Store.open(local.store).read(table))
