@@ -15,7 +15,8 @@ def writing(path: Path, *, flushed: bool = False, suffix: str = "") -> Iterator[
     """A name beside `path` that no other writer has; renamed to `path` at the end, removed where the block raises.
 
     A process id would not do: threads share it, and so do the first processes of two containers on one file system.
-    `flushed`: on the disk before it is renamed. `suffix`: for writers that go by it, e.g. ".png".
+    `flushed`: on the disk before it is renamed. `suffix`: for writers that go by it, e.g. ".png". An OSError that names no
+    file, as of a full disk, gets this one's name.
     """
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part{suffix}")
     try:
@@ -24,8 +25,10 @@ def writing(path: Path, *, flushed: bool = False, suffix: str = "") -> Iterator[
             with open(part, "rb") as file:
                 os.fsync(file.fileno())
         os.replace(part, path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(part)):
+            error.filename = str(path)
         raise
 
 

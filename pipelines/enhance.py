@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import math
 import shutil
 import sys
@@ -24,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from curation.sources import SourceError
 from flashvideo.whole_files import writing
 from pipelines.artifacts import Report, Workspace
 from pipelines.executor import WorkerDied
 from pipelines.generate import spread, spread_workers
-from pipelines.job import UserError, log, write_json
-from pipelines.recipe import Recipe, RecipeError, fingerprint, load
+from pipelines.job import UserError, exit_after, log, write_json
+from pipelines.reading import UnreadableItem, reading
+from pipelines.recipe import Recipe, fingerprint, load
 from pipelines.trained_models import item_seed, load_cascade, model_device, model_names
 
 if TYPE_CHECKING:
@@ -91,13 +90,12 @@ class VideoWorker:
         self._models = model_names(self._cascade, recipe, self._workspace, reports)
 
     def __call__(self, item: tuple[Path, str, str]) -> tuple[dict[str, Any], dict[str, str]] | str:
-        """(video, name, key) -> its row and the names of the models, or why the video cannot be read."""
-        from curation.video import MediaError
-
+        """(video, name, key) -> its row and the names of the models, or why the video cannot be read. Raises OSError where
+        writing fails."""
         video, name, key = item
         try:
             row = _enhance_one(self._cascade, self._recipe, video, self._prompt, self._out, name, key)
-        except (MediaError, OSError) as error:
+        except UnreadableItem as error:
             return str(error)
         return {"key": key, **row}, self._models
 
@@ -147,7 +145,7 @@ def _key(video: Path, prompt: str, recipe: Recipe, reports: dict[str, Report]) -
 
 
 def _enhance_one(cascade: FlashVideoCascade, recipe: Recipe, video: Path, prompt: str, out: Path, name: str, key: str) -> dict[str, Any]:
-    """Writes one video's files; returns its row of the manifest. Raises MediaError for a video that cannot be read."""
+    """Writes one video's files; returns its row of the manifest. Raises UnreadableItem."""
     from flashvideo.video_files import beside, write_picture, write_video
 
     parts = out / f".{name}.{key}.parts"
@@ -174,7 +172,12 @@ def _enhance_one(cascade: FlashVideoCascade, recipe: Recipe, video: Path, prompt
 
 
 def _read(video: Path, recipe: Recipe) -> Iterator[tuple[Window, np.ndarray]]:
-    """Each window of the video with its pixels, uint8 T H W C. Raises MediaError."""
+    """Each window of the video with its pixels, uint8 T H W C. Raises UnreadableItem."""
+    with reading():  # what the caller does with a window is not within
+        yield from _read_windows(video, recipe)
+
+
+def _read_windows(video: Path, recipe: Recipe) -> Iterator[tuple[Window, np.ndarray]]:
     from curation.video import MediaError, decode, read_clip
 
     shape, rate = recipe.stage2.phases[-1].shape, recipe.latents.frame_rate_hz
@@ -217,16 +220,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the enhanced videos")
     parser.add_argument("--prompt", required=True, help="what the videos show")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", stream=sys.stderr)
-    try:
+    failed: list[str] = []
+
+    def body() -> None:
         recipe = load(arguments.recipe, tuple(arguments.overrides))
-        failed = enhance(recipe, Workspace(arguments.root), arguments.videos, arguments.prompt, arguments.out)
-    except (UserError, RecipeError, SourceError) as error:
-        print(f"enhance: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Exception:
-        log.exception("enhance failed")
-        sys.exit(1)
+        failed.extend(enhance(recipe, Workspace(arguments.root), arguments.videos, arguments.prompt, arguments.out))
+
+    exit_after("enhance", body)
     for line in failed:
         print(f"enhance: {line}", file=sys.stderr)
     print(f"{len(arguments.videos) - len(failed)} of {len(arguments.videos)} videos enhanced: {arguments.out}")

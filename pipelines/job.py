@@ -7,6 +7,7 @@ done; 1 failed; 2 a user's mistake (one line, no stack trace).
 from __future__ import annotations
 
 import argparse
+import errno
 import fcntl
 import json
 import logging
@@ -31,6 +32,9 @@ from pipelines.plan import JobSpec, job_spec
 from pipelines.recipe import Recipe, RecipeError, load
 
 log = logging.getLogger("flashvideo")
+
+NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""A full disk, a quota, a limit of file sizes, a read-only file system."""
 
 
 class UserError(ValueError):
@@ -119,8 +123,8 @@ def main(name: str, run: Callable[[JobContext], Report]) -> None:
 
 
 def exit_after(name: str, body: Callable[[], object], level: int = logging.INFO) -> None:
-    """Runs the body of a command of its own process with logs on stderr. A user's mistake is one line and exit code 2, a fault
-    a traceback and 1."""
+    """Runs the body of a command of its own process with logs on stderr. A user's mistake is one line and exit code 2, a full
+    disk one line and 1, a fault a traceback and 1."""
     logging.basicConfig(level=level, format="%(asctime)s %(name)s %(levelname)s %(message)s", stream=sys.stderr)
     for chatty in ("httpx", "urllib3", "filelock", "PIL"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -129,8 +133,14 @@ def exit_after(name: str, body: Callable[[], object], level: int = logging.INFO)
     except (UserError, RecipeError, SourceError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(2)
-    except Exception:
-        log.exception("%s failed", name)
+    except Exception as error:
+        cause = getattr(error, "cause", error)  # Ray's errors hold their worker's
+        if isinstance(cause, OSError) and cause.errno in NO_WRITING:
+            print(
+                f"{name}: cannot write {cause.filename or 'a file'}: {cause.strerror}; the same command goes on from there", file=sys.stderr
+            )
+        else:
+            log.exception("%s failed", name)
         sys.exit(1)
 
 

@@ -29,10 +29,11 @@ from flashvideo.models.vae import LatentPosterior, pixels_to_video, video_to_pix
 from flashvideo.objectives.degradation import enlarge_to, shrink_by
 from flashvideo.sampling.stage2 import enhance_latents
 from flashvideo.training.pieces import Piece, PieceFolder
-from flashvideo.video_files import VideoFileError, frames_digest, read_video, write_picture
+from flashvideo.video_files import frames_digest, read_video, write_picture
 from pipelines.evaluate import measure
 from pipelines.generate import preview_path
 from pipelines.job import Progress, UserError, write_json
+from pipelines.reading import UnreadableItem, reading
 from pipelines.recipe import Recipe
 from pipelines.sweep_cells import Cell, Item, Trained, base_shape, check_handover, check_twin
 from pipelines.trained_models import load_cascade, model_device, stage2_folder
@@ -109,9 +110,7 @@ class SweepWorker:
         return load_transformer(folder, weight.device, weight.dtype)
 
     def __call__(self, task: Task) -> str | None:
-        """Writes the numbers of every cell; returns why the item cannot be read, or None."""
-        from curation.video import MediaError
-
+        """Writes the numbers of every cell; returns why the item cannot be read, or None. Raises OSError where writing fails."""
         progress = Progress(None, f"sweep, {task.item.about[:40]}")
         try:
             done = 0
@@ -125,7 +124,7 @@ class SweepWorker:
                     self._do(cell, task.item, prepared)
                     done += 1
                     progress.update(done, len(task.cells), "cells", f"{cell.sweep} {cell.label}")
-        except (MediaError, VideoFileError, OSError) as error:
+        except UnreadableItem as error:
             return str(error)
         return None
 
@@ -233,7 +232,8 @@ class SweepWorker:
         else:
             assert item.row is not None
             path = self._generate_folder / item.row[cell.kind]
-        frames, _ = read_video(path)
+        with reading():
+            frames, _ = read_video(path)
         if frames.shape[1:3] == (shape.height, shape.width):
             return frames, ""
         sized = video_to_pixels(enlarge(pixels_to_video(frames)[None], shape.height, shape.width)[0])
@@ -252,7 +252,11 @@ class SweepWorker:
     # ---- the item ----------------------------------------------------------------------------------------------------
 
     def _prepare(self, item: Item, shape: FrameShape) -> Prepared:
-        """The low-quality video at that size, and truth where the source has it. Raises MediaError, VideoFileError."""
+        """The low-quality video at that size, and truth where the source has it. Raises UnreadableItem."""
+        with reading():
+            return self._prepared(item, shape)
+
+    def _prepared(self, item: Item, shape: FrameShape) -> Prepared:
         if item.clip is None:
             enlarged = None if item.row is None else enlarge(self._preview(item).float(), shape.height, shape.width)
             return Prepared(shape, enlarged, None)

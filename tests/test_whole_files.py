@@ -39,3 +39,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, fol
         part.mkdir() if folder else part.write_text("new")
         raise ValueError("half")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disks_error_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"No space left on device") as raised, of_flashvideo.writing(tmp_path / "note.txt"):
+        Path("/dev/full").write_bytes(b"x")
+    assert raised.value.filename == str(tmp_path / "note.txt") and not list(tmp_path.iterdir())

@@ -103,3 +103,12 @@ def test_an_untrained_root_is_a_mistake(trained: tuple[Workspace, Recipe], tmp_p
 def test_equal_stems_get_different_names() -> None:
     names = output_names([Path("/a/x.mp4"), Path("/b/x.mp4"), Path("/b/y.mp4")])
     assert names[2] == "y" and len(set(names)) == 3 and names[0].startswith("x-")
+
+
+def test_a_file_that_cannot_be_written_ends_the_command_and_blames_no_video(trained: tuple[Workspace, Recipe], tmp_path: Path) -> None:
+    workspace, recipe = trained
+    video = tmp_path / "mine.mp4"
+    write_video(video, moving_texture(7, frames=9), 8, 4)
+    (tmp_path / "out" / "mine.enhanced.mp4").mkdir(parents=True)  # a file cannot be renamed over a folder
+    with pytest.raises(IsADirectoryError):
+        enhance(recipe, workspace, [video], "blocks", tmp_path / "out")

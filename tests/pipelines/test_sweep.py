@@ -174,6 +174,19 @@ def test_a_row_that_lacks_a_clip_says_so_and_strict_sweeps_end_with_1(
     file.write_text(kept)
 
 
+def test_numbers_that_cannot_be_written_end_the_sweep_and_leave_no_clip_out(trained: Trained, nfe: SweepResults) -> None:
+    """As of a full disk: the same OSError while a clip is read leaves that clip out."""
+    row = nfe.row("2")
+    assert row is not None
+    folder = trained.folder / "cells" / row.protocol_digest
+    kept = folder.rename(folder.with_suffix(".kept"))
+    folder.write_text("a file where the cell's folder should be")
+    with pytest.raises(FileExistsError):
+        done(trained, "nfe")
+    folder.unlink()
+    kept.rename(folder)
+
+
 def test_numbers_of_another_clip_under_the_same_name_are_not_used(trained: Trained, nfe: SweepResults) -> None:
     row = nfe.row("1")
     assert row is not None

@@ -1,0 +1,44 @@
+"""How a command of its own process ends: one line for what is nobody's fault of ours, a traceback for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flashvideo.whole_files import writing
+from pipelines.job import UserError, exit_after
+
+
+def _full_disk(path: Path) -> None:
+    with writing(path):
+        Path("/dev/full").write_bytes(b"x")
+
+
+def _mistake(path: Path) -> None:
+    raise UserError(f"no such video: {path}")
+
+
+def _fault(path: Path) -> None:
+    assert path.exists(), "ours"
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "said"),
+    [
+        (_full_disk, 1, "cannot write {}: No space left on device; the same command goes on from there"),
+        (_mistake, 2, "no such video: {}"),
+        (_fault, 1, None),
+    ],
+)
+def test_what_ends_a_command(
+    body: Callable[[Path], None], code: int, said: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "cell.json"
+    with pytest.raises(SystemExit) as ended:
+        exit_after("flashvideo", lambda: body(path))
+    assert ended.value.code == code
+    printed = capsys.readouterr().err
+    if said is not None:
+        assert printed == f"flashvideo: {said.format(path)}\n"
