@@ -432,6 +432,7 @@ def report(recipe: RecipeOption = None, overrides: SetOption = None, root: RootO
 
     loaded, workspace = _given(recipe, overrides, root, sources)
     _need_root(workspace)
+    _need_known_jobs(workspace, loaded)
     page = build_report(workspace, loaded)
     for label, value in headline(workspace, loaded):
         print(f"  {label:<36} {value}")
@@ -580,6 +581,21 @@ def _need_root(workspace: Workspace) -> None:
 
     if not workspace.root.is_dir():
         raise UserError(f"there is no run in {workspace.root}; make one: flashvideo retrain --root {workspace.root}")
+
+
+def _need_known_jobs(workspace: Workspace, recipe: Recipe) -> None:
+    """A page of a run of which the recipe and the sources name no finished job would be an empty one in the place of a full one."""
+    from pipelines.job import UserError
+    from pipelines.plan import JOB_NAMES
+
+    if not any((workspace.root / "artifacts").glob("*")):
+        raise UserError(f"there is no run in {workspace.root}; make one: flashvideo retrain --root {workspace.root}")
+    finished = any((workspace.root / "artifacts").glob("*/*/report.json"))
+    if finished and all(state.report is None for state in workspace.states(recipe, JOB_NAMES)):
+        raise UserError(
+            f"no finished job of {workspace.root} is this recipe's with these sources (its settings or sources changed, or the folder was "
+            f"moved); the report is left as it is. Do the jobs again: flashvideo retrain --root {workspace.root}"
+        )
 
 
 def _read_prompts(path: Path) -> tuple[str, ...]:

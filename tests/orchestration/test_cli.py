@@ -73,6 +73,18 @@ def test_misspelt_key_in_a_recipe_file(tmp_path: Path):
     assert 'did you mean "phases"?' in line
 
 
+def test_a_report_of_jobs_that_the_recipe_knows_no_more_is_left_as_it_is(tmp_path: Path):
+    root, sources = tmp_path / "root", tmp_path / "sources"
+    (root / "artifacts" / "ingest" / "0123").mkdir(parents=True)
+    (root / "artifacts" / "ingest" / "0123" / "report.json").write_text("{}")
+    (root / "report.html").write_text("whole")
+    sources.mkdir()
+    (sources / "new.mp4").write_bytes(b"of another time")
+    assert "is left as it is" in mistake("report", "--root", str(root), "--sources", str(sources))
+    assert (root / "report.html").read_text() == "whole"
+    assert "there is no run in" in mistake("report", "--root", str(sources))
+
+
 def test_misspelt_recipe_name(tmp_path: Path):
     assert 'did you mean "debug"?' in mistake("retrain", "--root", str(tmp_path), "--recipe", "debgu")
 
