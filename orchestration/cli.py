@@ -55,6 +55,10 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one number, e.g. stage1.iterations=300. Repeatable.")
 ]
 RootOption = Annotated[Path | None, typer.Option("--root", help="Run root: everything of a run lies here. Default: runs/<recipe>.")]
+Stage2Option = Annotated[
+    str | None,
+    typer.Option("--stage2", metavar="FINGERPRINT", help="A finished folder of artifacts/train_stage2 that the recipe names no more."),
+]
 SourcesOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -275,6 +279,7 @@ def enhance(
     recipe: RecipeOption = None,
     overrides: SetOption = None,
     root: RootOption = None,
+    stage2: Stage2Option = None,
     dry_run: DryRunOption = False,
 ) -> None:
     """Enhance your own videos with the root's trained Stage II."""
@@ -282,7 +287,8 @@ def enhance(
 
     loaded, workspace = _given(recipe, overrides, root, None)
     _need_root(workspace)
-    raise typer.Exit(enhance_videos(loaded, workspace, videos, prompt, out, dry_run))
+    options = ["--stage2", stage2] if stage2 is not None else []
+    raise typer.Exit(enhance_videos(loaded, workspace, videos, prompt, out, options, dry_run))
 
 
 @app.command()
@@ -365,10 +371,7 @@ def sweep(
     recipe: RecipeOption = None,
     overrides: SetOption = None,
     root: RootOption = None,
-    stage2: Annotated[
-        str | None,
-        typer.Option("--stage2", metavar="FINGERPRINT", help="A finished folder of artifacts/train_stage2 that the recipe names no more."),
-    ] = None,
+    stage2: Stage2Option = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every cell with its estimated cost; start nothing.")] = False,
 ) -> None:
     """Vary one setting of the root's trained Stage II; tabulate it as the paper does (Tables 2, 3, 5-10).

@@ -31,13 +31,15 @@ def run_one(job: str, recipe: Recipe, workspace: Workspace) -> int:
         return _foreground(job_command(sys.executable, job, workspace.root, recipe_file, run_id), workspace.root)
 
 
-def enhance_videos(recipe: Recipe, workspace: Workspace, videos: Sequence[Path], prompt: str, out: Path, dry_run: bool) -> int:
+def enhance_videos(
+    recipe: Recipe, workspace: Workspace, videos: Sequence[Path], prompt: str, out: Path, options: Sequence[str], dry_run: bool
+) -> int:
     """Enhances videos with the root's trained Stage II; returns the exit code. Raises UserError for a missing video."""
     missing = [str(video) for video in videos if not video.is_file()]
     if missing:
         raise UserError(f"no such video: {', '.join(missing)}")
     command = [sys.executable, "-m", "pipelines.enhance", "--root", str(workspace.root)]
-    tail = ["--out", str(out), "--prompt", prompt, *map(str, videos)]
+    tail = ["--out", str(out), "--prompt", prompt, *options, "--", *map(str, videos)]
     if dry_run:
         print(shlex.join([*command, "--recipe", "RECIPE", *tail]))
         return 0

@@ -30,6 +30,7 @@ from pipelines.generate import spread, spread_workers
 from pipelines.job import UserError, exit_after, log, write_json
 from pipelines.reading import UnreadableItem, reading
 from pipelines.recipe import Recipe, fingerprint, load
+from pipelines.sweep_cells import Trained, finished_ones
 from pipelines.trained_models import item_seed, load_cascade, model_device, model_names
 
 if TYPE_CHECKING:
@@ -45,15 +46,22 @@ class Window:
     first: int
     frames: int
     fresh: int
-    """Frames at its end that no earlier window has; the last window may overlap the one before."""
+    """Frames at its end that no earlier window has; the last window may overlap the one before. In a video shorter than a
+    window: the video's frames, at its beginning; the rest repeats the last of them."""
+
+    @property
+    def own(self) -> slice:
+        """Places of the fresh frames in the window."""
+        return slice(0, self.fresh) if self.first == 0 else slice(self.frames - self.fresh, self.frames)
 
 
-def enhance(recipe: Recipe, workspace: Workspace, videos: Sequence[Path], prompt: str, out: Path) -> list[str]:
+def enhance(recipe: Recipe, workspace: Workspace, videos: Sequence[Path], prompt: str, out: Path, stage2: str | None = None) -> list[str]:
     """Enhances every video that can be read; returns one line for each that cannot. Raises UserError.
 
+    `stage2`: fingerprint of a finished Stage II that the recipe and the sources name no more, as in a root that was moved.
     Several videos are spread over Ray workers where those help (pipelines.generate.spread_workers).
     """
-    reports = _trained(recipe, workspace)
+    reports = Trained.at(recipe, workspace, stage2).reports if stage2 is not None else _trained(recipe, workspace)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -101,13 +109,12 @@ class VideoWorker:
 
 
 def windows(count: int, size: int) -> list[Window]:
-    """Windows of `size` frames (8k+1) over `count` frames, the last one moved back to end with the video.
+    """Windows of `size` frames (8k+1, or 5) over `count` frames, the last one moved back to end with the video.
 
-    A video shorter than a window gives one window of the most 8k+1 frames that it has.
+    A video shorter than a window gives one window of the next 8k+1 frames.
     """
     if count < size:
-        frames = (count - 1) // 8 * 8 + 1
-        return [Window(0, frames, frames)]
+        return [Window(0, min(size, -(-(count - 1) // 8) * 8 + 1), count)]
     firsts = [*range(0, count - size, size), count - size]
     ends = [0] + [first + size for first in firsts]
     return [Window(first, size, first + size - end) for first, end in zip(firsts, ends, strict=False)]
@@ -125,7 +132,7 @@ def _trained(recipe: Recipe, workspace: Workspace) -> dict[str, Report]:
         if state.report is None:
             raise UserError(
                 f"{state.spec.name} is not done in {workspace.root}, so there is no Stage II; run: flashvideo train stage2 "
-                f"--root {workspace.root}"
+                f"--root {workspace.root}{finished_ones(workspace)}"
             )
         reports[state.spec.name] = state.report
     return reports
@@ -157,9 +164,9 @@ def _enhance_one(cascade: FlashVideoCascade, recipe: Recipe, video: Path, prompt
         if not part.is_file():
             enhanced = _enhance_window(cascade, recipe, pixels, prompt, seeds[-1])
             _save(part, enhanced)
-        before.append(pixels[-window.fresh :])
-        after.append(np.load(part)[-window.fresh :])
-        log.info("%s: %d frames enhanced", video.name, window.first + window.frames)
+        before.append(pixels[window.own])
+        after.append(np.load(part)[window.own])
+        log.info("%s: %d frames enhanced", video.name, window.first + window.own.stop)
     frames, input_frames = np.concatenate(after), np.concatenate(before)
     rate, crf = recipe.latents.frame_rate_hz, recipe.generate.video_quality_crf
     both = beside([input_frames, frames])
@@ -191,8 +198,10 @@ def _read_windows(video: Path, recipe: Recipe) -> Iterator[tuple[Window, np.ndar
     count = math.floor((max(times) - begin_us) / 1e6 * rate + 1e-6) + 1
     for window in windows(count, shape.frames):
         start_us = begin_us + round(window.first * 1e6 / rate)
-        end_us = start_us + round(window.frames * 1e6 / rate)
-        yield window, read_clip(str(video), start_us, end_us, rate, window.frames, shape.height, shape.width)[0]
+        there = min(window.frames, count - window.first)
+        end_us = start_us + round(there * 1e6 / rate)
+        pixels, _ = read_clip(str(video), start_us, end_us, rate, there, shape.height, shape.width)
+        yield window, np.pad(pixels, ((0, window.frames - there), (0, 0), (0, 0), (0, 0)), mode="edge")
 
 
 def _enhance_window(cascade: FlashVideoCascade, recipe: Recipe, pixels: np.ndarray, prompt: str, seed: int) -> np.ndarray:
@@ -219,12 +228,13 @@ def main() -> None:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, required=True, help="folder for the enhanced videos")
     parser.add_argument("--prompt", required=True, help="what the videos show")
+    parser.add_argument("--stage2", metavar="FINGERPRINT", help="a finished folder of artifacts/train_stage2 that the recipe names no more")
     arguments = parser.parse_args()
     failed: list[str] = []
 
     def body() -> None:
         recipe = load(arguments.recipe, tuple(arguments.overrides))
-        failed.extend(enhance(recipe, Workspace(arguments.root), arguments.videos, arguments.prompt, arguments.out))
+        failed.extend(enhance(recipe, Workspace(arguments.root), arguments.videos, arguments.prompt, arguments.out, arguments.stage2))
 
     exit_after("enhance", body)
     for line in failed:

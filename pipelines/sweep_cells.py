@@ -116,7 +116,7 @@ class Trained:
             elif name not in ("generate", "train_stage1"):
                 raise UserError(
                     f"{name} is not done in {workspace.root} with this recipe, so there is no Stage II to sweep; run: flashvideo train "
-                    f"stage2 --root {workspace.root}{_finished_ones(workspace)}"
+                    f"stage2 --root {workspace.root}{finished_ones(workspace)}"
                 )
         return cls(recipe, workspace, reports)
 
@@ -138,7 +138,7 @@ class Trained:
         return JobContext(self.recipe, self.workspace, job_spec("evaluate"), "", self.folder, Progress(None, "sweep"), self.reports)
 
 
-def _finished_ones(workspace: Workspace) -> str:
+def finished_ones(workspace: Workspace) -> str:
     """What --stage2 may name, in words; empty where nothing is finished."""
     found = sorted(path.parent.name for path in (workspace.root / "artifacts" / "train_stage2").glob("*/report.json"))
     return f" (or name one that is finished: --stage2 {' or '.join(found)})" if found else ""

@@ -29,8 +29,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Recipe
     ("count", "size", "expected"),
     [
         (1, 9, [Window(0, 1, 1)]),
-        (8, 9, [Window(0, 1, 1)]),
-        (16, 17, [Window(0, 9, 9)]),
+        (8, 9, [Window(0, 9, 8)]),
+        (3, 5, [Window(0, 5, 3)]),
+        (2, 17, [Window(0, 9, 2)]),
+        (16, 17, [Window(0, 17, 16)]),
         (9, 9, [Window(0, 9, 9)]),
         (18, 9, [Window(0, 9, 9), Window(9, 9, 9)]),
         (20, 9, [Window(0, 9, 9), Window(9, 9, 9), Window(11, 9, 2)]),
@@ -98,6 +100,21 @@ def test_an_untrained_root_is_a_mistake(trained: tuple[Workspace, Recipe], tmp_p
     _, recipe = trained
     with pytest.raises(UserError, match="there is no Stage II; run: flashvideo train stage2"):
         enhance(recipe, Workspace(tmp_path / "empty"), [tmp_path / "a.mp4"], "blocks", tmp_path / "out")
+
+
+def test_a_finished_stage2_of_a_moved_root_goes_by_its_fingerprint(trained: tuple[Workspace, Recipe], tmp_path: Path) -> None:
+    """With a shorter video than a window: nothing of it is left out."""
+    workspace, recipe = trained
+    other = recipe.model_copy(update={"seed": recipe.seed + 1})
+    video = tmp_path / "mine.mp4"
+    write_video(video, moving_texture(8, frames=8), 8, 4)
+    (name,) = [path.parent.name for path in (workspace.root / "artifacts" / "train_stage2").glob("*/report.json")]
+    with pytest.raises(UserError, match=f"there is no Stage II.*--stage2 {name}"):
+        enhance(other, workspace, [video], "blocks", tmp_path / "out")
+    assert enhance(other, workspace, [video], "blocks", tmp_path / "out", name) == []
+    assert len(read_video(tmp_path / "out" / "mine.enhanced.mp4")[0]) == 8
+    with pytest.raises(UserError, match="train_stage2 is not finished"):
+        enhance(other, workspace, [video], "blocks", tmp_path / "out", "0123456789abcdef")
 
 
 def test_equal_stems_get_different_names() -> None:
