@@ -233,6 +233,22 @@ def test_more_text_than_one_array_holds_has_the_same_digest(monkeypatch: pytest.
     assert digest(pieces, 4, 0, 2, 1, 3) != digest(whole, 4, 0, 2, 3, 1)
 
 
+def test_a_digest_tells_orders_apart_where_values_are_alike() -> None:
+    """Numbers that compare as equal, or as nothing, are other bytes in another place."""
+    for name, values in (
+        ("motion_proxy", [float("nan"), 1.0]),
+        ("motion_proxy", [0.0, -0.0]),
+        ("motion_proxy", [0.0, None]),
+        ("shot", [1, 2]),
+    ):
+        column = pa.array(values, CLIPS.field(name).type)
+        assert content_hash(pa.array([0, 1]), [(name, column)]) != content_hash(pa.array([1, 0]), [(name, column)])
+    nothing = pa.nulls(3, pa.float32())
+    assert content_hash(pa.array([0, 1]), [("motion_raft", nothing)]) == content_hash(
+        pa.array([2, 1]), [("motion_raft", nothing.slice(0, 3))]
+    )
+
+
 @pytest.mark.parametrize("ids", [["c" * 16, "a" * 16, "b" * 16], ["same8byt" + "2" * 8, "same8byt" + "1" * 8, "a" * 16], ["b", "aa", "a"]])
 def test_ids_sort_as_texts_do(ids: list[str]) -> None:
     assert pa.array(ids).take(sorted_places(pa.array(["before", *ids]).slice(1))).to_pylist() == sorted(ids)
