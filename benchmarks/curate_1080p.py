@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -23,8 +24,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from curation_answers import Answers, judge, read_ours
-from curation_set import render
 from printed_table import print_table
 from process_tree import Cost, measure
 
@@ -75,13 +74,29 @@ class Bench:
         return cost
 
 
+APART = """
+import contextlib, json, sys
+from pathlib import Path
+with contextlib.redirect_stdout(sys.stderr):
+    sys.path[:0] = sys.argv[1:3]
+    found = getattr(__import__(sys.argv[3]), sys.argv[4])(Path(sys.argv[5]))
+print(json.dumps(found, default=vars))
+"""
+
+
+def apart(module: str, function: str, given: Path) -> Any:
+    """The function's result from a process that has ended: libraries that are still mapped here would halve what is measured."""
+    command = [sys.executable, "-c", APART, str(HERE), str(ROOT), module, function, str(given)]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+
 def ours(bench: Bench, backend: str, workers: int) -> dict[str, Any]:
     """One run of our jobs from an empty root."""
     with tempfile.TemporaryDirectory(prefix="curate_1080p_") as root:
         cost = bench.run([sys.executable, str(HERE / "curate_jobs.py"), root, str(bench.files), backend, str(workers)])
         lines = [json.loads(line) for line in cost.output.splitlines()]
         work_s = lines[-1]["done"] - lines[0]["ready"]
-        return {**_cost(cost), "work_s": work_s, "answers": vars(read_ours(Path(root)))}
+        return {**_cost(cost), "work_s": work_s, "answers": apart("curation_answers", "read_ours", Path(root))}
 
 
 def juicer(bench: Bench) -> dict[str, Any]:
@@ -151,6 +166,8 @@ def in_turns(runs: dict[str, list[dict[str, Any]]], above: str, over: str, cost:
 
 
 def whole_table(bench: Bench) -> list[list[object]]:
+    from curation_answers import Answers, judge
+
     rows: list[list[object]] = [
         ["system", "runs", "CPU-s per video-s", "wall s", "peak MB", "cut F1", "motion error", "rank corr.", "damage named", "duplicates"]
     ]
@@ -237,7 +254,7 @@ def arguments_of() -> argparse.Namespace:
 def main() -> int:
     arguments = arguments_of()
     pythons = {"juicer": arguments.juicer_python, "loop": arguments.loop_python}
-    truth = render(arguments.folder)
+    truth = apart("curation_set", "render", arguments.folder)
     bench = Bench(
         arguments.folder / "files", truth, {n: shutil.which(p) if p else None for n, p in pythons.items()}, arguments.folder / "log"
     )

@@ -3,7 +3,8 @@
 Orphans (Ray's daemons) come back to this process (Linux: child subreaper). CPU seconds are the kernel's for all that was waited
 for, or the sum of what every process had used when it was last looked at, whichever is more: Ray waits for none of its workers,
 and what lives for less than a look is only in the first. Memory is the sum of the processes' PSS (pages that several share
-are counted once), at the same looks.
+are counted once), at the same looks. Pages that a process outside the tree maps too are counted in part, so that who measures
+should hold none of the libraries that it measures.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def hold_off_pandas() -> None:
@@ -15,10 +17,17 @@ def hold_off_pandas() -> None:
         return
     import pyarrow as pa
 
+    with no_pandas():
+        pa.array([None])
+
+
+@contextmanager
+def no_pandas() -> Iterator[None]:
+    """`import pandas` raises ImportError meanwhile."""
     blocker = _NoPandas()
     sys.meta_path.insert(0, blocker)
     try:
-        pa.array([None])
+        yield
     finally:
         sys.meta_path.remove(blocker)
 

@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 
 from curation.column_files import write_columns, write_in_order
 from curation.expression import QueryError, any_of, check_column, compile_filter
+from curation.held_off_pandas import no_pandas
 from curation.schema import KEYS, TABLES
 from curation.step import Lineage
 from curation.whole_files import write_text
@@ -414,23 +415,11 @@ def schema_of(table: str) -> pa.Schema:
 def lance() -> Any:
     """The pylance module. Its import pulls pandas in through pyarrow.dataset (1 s); we hold that off until it is wanted."""
     if "lance" not in sys.modules and "pandas" not in sys.modules and "pyarrow.dataset" not in sys.modules:
-        blocker = _NoPandas()
-        sys.meta_path.insert(0, blocker)
-        try:
+        with no_pandas():
             import pyarrow.dataset  # noqa: F401 asks for pandas once, and takes no for an answer until .to_pandas()
-        finally:
-            sys.meta_path.remove(blocker)
     import lance as module
 
     return module
-
-
-class _NoPandas:
-    """A finder that answers `import pandas` with ImportError; pyarrow asks again when it really needs it."""
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        if name == "pandas":
-            raise ImportError("pandas is held off while pyarrow.dataset is imported")
 
 
 def _conform(table: str, rows: pa.Table | pa.RecordBatch, keys_too: bool = True) -> pa.Table:
