@@ -22,9 +22,10 @@ import numpy as np
 
 from flashvideo.evaluation.pictures import thumbnail, write_jpeg
 from flashvideo.evaluation.reference.environment import make
+from flashvideo.evaluation.score_store import CannotStore
 from flashvideo.evaluation.scores import Prompt
 from flashvideo.evaluation.suite import Problem, Suite, SuiteError, VideoItem
-from flashvideo.evaluation.vbench import VBenchMistake, build_evaluator, parser, protocol_of, run, run_suite, score_here
+from flashvideo.evaluation.vbench import VBenchMistake, build_evaluator, parser, protocol_of, run, run_suite, score_here, unwritten
 from flashvideo.evaluation.video_frames import decoded_frames
 from flashvideo.video_files import VideoFileError
 from pipelines.artifacts import Workspace, write_atomically
@@ -177,6 +178,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (SuiteError, ValueError, WorkerBuildError) as error:
         print(f"vbench: {error}", file=sys.stderr)
         return 2
+    except (CannotStore, OSError) as error:
+        print(f"\nvbench: {unwritten(error)}", file=sys.stderr)  # after a line of progress
+        return 1
 
 
 if __name__ == "__main__":

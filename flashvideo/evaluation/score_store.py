@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from flashvideo.evaluation.dimensions.dimension import Dimension
 
 
+class CannotStore(RuntimeError):
+    """A score cannot be written, as on a full disk; no fault of the video's. The message is one line."""
+
+
 class VideoScore(Record):
     """What one dimension says of one video, or why it says nothing."""
 
@@ -75,6 +79,10 @@ class ScoreStore:
             return None
 
     def put(self, key: str, score: VideoScore) -> None:
+        """Raises CannotStore."""
         path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, score.model_dump_json())
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, score.model_dump_json())
+        except OSError as error:
+            raise CannotStore(f"cannot write {path}: {error.strerror}; the same command goes on from there") from error

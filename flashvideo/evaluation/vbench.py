@@ -19,6 +19,7 @@ from flashvideo.evaluation.fusion import TABLE_FILES, MappingTable, read_mapping
 from flashvideo.evaluation.preflight import look
 from flashvideo.evaluation.protocol import VBenchProtocol, file_sha256
 from flashvideo.evaluation.published import TABLE_1
+from flashvideo.evaluation.score_store import CannotStore, ScoreStore
 from flashvideo.evaluation.suite import Problem, Suite, SuiteError, VideoItem, find_videos, read_prompts
 from flashvideo.evaluation.totals import DIMENSIONS
 from flashvideo.whole_files import write_text
@@ -185,7 +186,6 @@ def build_evaluator(options: argparse.Namespace, protocol: VBenchProtocol, items
     """With the networks that the items' dimensions need."""
     from flashvideo.evaluation.evaluator import Evaluator
     from flashvideo.evaluation.rules import build_rules, needed
-    from flashvideo.evaluation.score_store import ScoreStore
 
     shown = {name for item in items for name in item.dimensions}
     networks = networks_of(options, {field for name in shown for field in needed(name, protocol)})
@@ -342,6 +342,19 @@ def main(arguments: list[str] | None = None) -> int:
     except (SuiteError, ValueError) as error:
         print(f"vbench: {error}", file=sys.stderr)
         return 2
+    except (CannotStore, OSError) as error:
+        print(f"\nvbench: {unwritten(error)}", file=sys.stderr)  # after a line of progress
+        return 1
+
+
+def unwritten(error: CannotStore | OSError) -> str:
+    """Which file could not be written, and why, in one line; raises again what is no such error."""
+    cause = getattr(error, "cause", error)  # Ray's errors hold their worker's
+    if isinstance(cause, CannotStore):
+        return str(cause)
+    if not isinstance(cause, OSError) or cause.filename is None:
+        raise error
+    return f"{cause.filename}: {cause.strerror}; the same command goes on from there"
 
 
 if __name__ == "__main__":

@@ -98,6 +98,17 @@ def test_the_second_run_decodes_nothing(
     assert (problem.kind, problem.item) == ("unreadable", "a lake-3.mp4")
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_scores_that_cannot_be_written_end_it_and_blame_no_video(
+    folder: Path, tmp_path: Path, workers: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "scores").write_text("a file where the folder should be, as a full disk gives an error")
+    assert main(arguments(folder, tmp_path, "--workers", workers, "--backend", "local")) == 1
+    said = capsys.readouterr()
+    assert re.fullmatch(rf"vbench: cannot write {tmp_path}/scores/\S+: .+; the same command goes on from there", said.err.splitlines()[-1])
+    assert "calm" not in said.out.split("problems")[-1]
+
+
 @pytest.mark.parametrize("backend", ["local", "ray"])
 def test_workers_give_the_same_numbers(folder: Path, once: Path, tmp_path: Path, backend: str) -> None:
     assert main(arguments(folder, tmp_path, "--workers", "2", "--backend", backend)) == 0
