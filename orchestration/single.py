@@ -96,9 +96,10 @@ def _record(recipe: Recipe, workspace: Workspace, run_id: str) -> Path:
 
 
 def _foreground(command: Sequence[str], root: Path) -> int:
-    """Same terminal, same process group: Ctrl-C reaches the job."""
+    """Same terminal, same process group: Ctrl-C reaches the job. Returns its exit code."""
     process = subprocess.Popen(command, env={**os.environ, ROOT_MARK: str(root)})
     try:
-        return process.wait()
+        code = process.wait()
     except KeyboardInterrupt:
-        return process.wait()
+        code = process.wait()
+    return 128 - code if code < 0 else code  # ended by a signal, e.g. 130 by Ctrl-C while it still imported

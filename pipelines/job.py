@@ -124,7 +124,7 @@ def main(name: str, run: Callable[[JobContext], Report]) -> None:
 
 def exit_after(name: str, body: Callable[[], object], level: int = logging.INFO) -> None:
     """Runs the body of a command of its own process with logs on stderr. A user's mistake is one line and exit code 2, a full
-    disk one line and 1, a fault a traceback and 1."""
+    disk one line and 1, Ctrl-C one line and 130, a fault a traceback and 1."""
     logging.basicConfig(level=level, format="%(asctime)s %(name)s %(levelname)s %(message)s", stream=sys.stderr)
     for chatty in ("httpx", "urllib3", "filelock", "PIL"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -133,6 +133,9 @@ def exit_after(name: str, body: Callable[[], object], level: int = logging.INFO)
     except (UserError, RecipeError, SourceError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{name}: stopped; the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
         cause = getattr(error, "cause", error)  # Ray's errors hold their worker's
         if isinstance(cause, OSError) and cause.errno in NO_WRITING:

@@ -181,6 +181,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (CannotStore, OSError) as error:
         print(f"\nvbench: {unwritten(error)}", file=sys.stderr)  # after a line of progress
         return 1
+    except KeyboardInterrupt:
+        print("\nvbench: stopped; the same command goes on from there", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,10 @@ def _mistake(path: Path) -> None:
     raise UserError(f"no such video: {path}")
 
 
+def _interrupted(path: Path) -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
 def _fault(path: Path) -> None:
     assert path.exists(), "ours"
 
@@ -29,6 +34,7 @@ def _fault(path: Path) -> None:
     [
         (_full_disk, 1, "cannot write {}: No space left on device; the same command goes on from there"),
         (_mistake, 2, "no such video: {}"),
+        (_interrupted, 130, "stopped; the same command goes on from there"),
         (_fault, 1, None),
     ],
 )
@@ -36,6 +42,7 @@ def test_what_ends_a_command(
     body: Callable[[Path], None], code: int, said: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "cell.json"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the tests in the background ignores it
     with pytest.raises(SystemExit) as ended:
         exit_after("flashvideo", lambda: body(path))
     assert ended.value.code == code
