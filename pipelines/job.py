@@ -137,7 +137,12 @@ def exit_after(name: str, body: Callable[[], object], level: int = logging.INFO)
         print(f"{name}: stopped; the same command goes on from there", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
+        from flashvideo.models.weight_files import WeightsError
+
         cause = getattr(error, "cause", error)  # Ray's errors hold their worker's
+        if isinstance(cause, WeightsError):
+            print(f"{name}: {cause}", file=sys.stderr)
+            sys.exit(2)
         if isinstance(cause, OSError) and cause.errno in NO_WRITING:
             print(
                 f"{name}: cannot write {cause.filename or 'a file'}: {cause.strerror}; the same command goes on from there", file=sys.stderr

@@ -41,15 +41,18 @@ def weight_paths(folder: Path, name: str) -> list[Path]:
 
 
 def read_tensors(folder: Path, name: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Tensors of a folder by key, each cast as it is read, so that memory holds one copy."""
-    from safetensors import safe_open
+    """Tensors of a folder by key, each cast as it is read, so that memory holds one copy. Raises WeightsError."""
+    from safetensors import SafetensorError, safe_open
 
     state: dict[str, Tensor] = {}
     for path in weight_paths(folder, name):
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            for key in file.keys():  # noqa: SIM118 (safe_open is not a mapping)
-                tensor = file.get_tensor(key)
-                state[key] = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                for key in file.keys():  # noqa: SIM118 (safe_open is not a mapping)
+                    tensor = file.get_tensor(key)
+                    state[key] = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+        except SafetensorError as error:
+            raise WeightsError(f"{path} is no whole safetensors file ({error}); copy it again") from None
     return state
 
 

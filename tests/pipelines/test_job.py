@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from flashvideo.models.weight_files import read_tensors
 from flashvideo.whole_files import writing
 from pipelines.job import UserError, exit_after
 
@@ -19,6 +20,11 @@ def _full_disk(path: Path) -> None:
 
 def _mistake(path: Path) -> None:
     raise UserError(f"no such video: {path}")
+
+
+def _cut_off_weights(path: Path) -> None:
+    path.write_bytes(b"\x80" * 64)
+    read_tensors(path.parent, path.name)
 
 
 def _interrupted(path: Path) -> None:
@@ -34,6 +40,7 @@ def _fault(path: Path) -> None:
     [
         (_full_disk, 1, "cannot write {}: No space left on device; the same command goes on from there"),
         (_mistake, 2, "no such video: {}"),
+        (_cut_off_weights, 2, "{} is no whole safetensors file (Error while deserializing header: header too large); copy it again"),
         (_interrupted, 130, "stopped; the same command goes on from there"),
         (_fault, 1, None),
     ],
