@@ -64,7 +64,7 @@ def _own_ray(object_store_bytes: int, cpus: int) -> Iterator[None]:
         include_log_monitor=False,
         no_monitor=True,
     )
-    with _bound_to_this_machine():
+    with bound_to_this_machine():
         node = LeanNode(parameters, head=True, shutdown_at_exit=False, spawn_reaper=True)
         try:
             with _connection(node.address):
@@ -74,7 +74,7 @@ def _own_ray(object_store_bytes: int, cpus: int) -> Iterator[None]:
 
 
 @contextmanager
-def _bound_to_this_machine() -> Iterator[None]:
+def bound_to_this_machine() -> Iterator[None]:
     """For this process, which may have imported Ray before, and those that it starts."""
     from ray._private import ray_constants
 

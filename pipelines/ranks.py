@@ -25,6 +25,7 @@ from flashvideo.config import EngineConfig
 from flashvideo.training.scalars import missing_package
 from pipelines.artifacts import write_atomically
 from pipelines.job import UserError, log
+from pipelines.local_ray import bound_to_this_machine
 from pipelines.recipe import Recipe
 
 POLL_S = 0.2
@@ -145,7 +146,7 @@ def _start_ray(recipe: Recipe, engine: EngineConfig) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(address=os.environ["RAY_ADDRESS"], logging_level=logging.WARNING)
         return
-    with _own_address():
+    with bound_to_this_machine(), _own_address():
         _start_own_ray(recipe, engine)
 
 

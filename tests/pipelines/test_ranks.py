@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pytest
 import torch
@@ -113,6 +114,8 @@ class Killer(threading.Thread):
         super().__init__(daemon=True)
         self.first = folder / "checkpoints" / f"step-{CHECKPOINT_EVERY:08d}"
         self.killed: int | None = None
+        self.listens_on: set[str] = set()
+        """Addresses of Ray's and the ranks' servers."""
         self.inode = 0
         """Of the checkpoint; one that is written again has another."""
 
@@ -124,6 +127,7 @@ class Killer(threading.Thread):
         if self.first.is_dir() and ranks:
             self.inode, self.killed = self.first.stat().st_ino, max(ranks)
             os.kill(self.killed, signal.SIGKILL)
+            self.listens_on = {address for pid in tree(os.getpid()) for address in listening(pid)}
 
 
 def command(pid: int) -> str:
@@ -132,6 +136,18 @@ def command(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:
         return ""
+
+
+def listening(pid: int) -> set[str]:
+    """Addresses on which a process waits for TCP connections."""
+    try:
+        return {
+            entry.laddr.ip.removeprefix("::ffff:")
+            for entry in psutil.Process(pid).net_connections("tcp")
+            if entry.status == psutil.CONN_LISTEN
+        }
+    except psutil.Error:
+        return set()
 
 
 @pytest.mark.story
@@ -147,3 +163,4 @@ def test_a_rank_killed_under_ray_train_is_started_again_and_ends_in_the_same_wei
     assert killer.first.stat().st_ino == killer.inode, "the run started from nothing, not from its checkpoint"
     assert losses(folder) == losses(uninterrupted)
     assert weights(folder) == weights(uninterrupted)
+    assert killer.listens_on == {"127.0.0.1"}, "a Ray without a token must not be reached from outside"
