@@ -269,10 +269,10 @@ def preferred(kept: pa.Table, labels: pa.Table, config: PolicyConfig) -> set[str
         score = preference_column(kept)
         pool = pc.and_(pc.equal(kept["split"], "train"), pc.equal(kept["media_type"], "video"))
         pool = pc.and_(pool, pc.fill_null(pc.is_finite(kept[score]), False))
-        known = kept.select([score]).filter(pool)
-        if 0 < config.preference_size < known.num_rows:  # ids are looked at among the best scores only
-            worst = pc.select_k_unstable(known, config.preference_size, [(score, "descending")])[-1]
-            pool = pc.and_(pool, pc.greater_equal(kept[score], known[score][worst.as_py()]))
+        known = _numpy(whole_column(kept, score).filter(whole_column(pa.table({"pool": pool}), "pool")))
+        if 0 < config.preference_size < len(known):  # ids are looked at among the best scores only
+            worst = np.partition(known, len(known) - config.preference_size)[len(known) - config.preference_size]
+            pool = pc.and_(pool, pc.greater_equal(kept[score], worst))
         known = kept.select(["clip_id", score]).filter(pool)
         best = pc.select_k_unstable(known, config.preference_size, [(score, "descending"), ("clip_id", "ascending")])
         return set(known["clip_id"].take(best).to_pylist())

@@ -60,6 +60,8 @@ class Verdicts:
         """Columns in which a verdict differs from what is there."""
         self.funnel: list[policy.RuleCount] = []
         self._numbers: dict[str, list[np.ndarray]] = {}
+        self._places: list[np.ndarray] = []
+        """Of the kept clips, batch by batch, in each in the order of clip_id."""
         self._kept: dict[str, list[pa.Array]] = {name: [] for name in self._held}
         self.count = 0
 
@@ -80,14 +82,27 @@ class Verdicts:
         numbers["source"] = self.sources.add(clips, encoded, kept)
         numbers["changed"] = self._compare(clips, numbers, judged.mask, uris)
         numbers["split"] = self.splits.of(policy.whole_column(clips, "split"), np.int16)
-        numbers["subsets"] = self.subsets.of(pc.binary_join(policy.whole_column(clips, "subsets"), ","), np.int16)
+        numbers["subsets"] = self._subset_codes(policy.whole_column(clips, "subsets"))
         numbers["run"] = self.runs.of(policy.whole_column(clips, "select_run"), np.int16)
         for name, values in numbers.items():
             self._numbers.setdefault(name, []).append(values)
-        held = clips.select(self._held).filter(pa.array(kept))
+        rows = np.flatnonzero(kept)
+        rows = rows[sorted_places(policy.whole_column(clips, "clip_id").take(pa.array(rows))).to_numpy()]
+        held = clips.select(self._held).take(pa.array(rows))
         for name in self._held:
             self._kept[name] += held[name].chunks
+        self._places.append(self.count + rows)
         self.count += clips.num_rows
+
+    def _subset_codes(self, subsets: pa.Array) -> np.ndarray:
+        """Codes of the joined names; a clip is mostly in one subset or none, and then nothing is joined."""
+        lengths = pc.list_value_length(subsets)
+        if (pc.max(lengths).as_py() or 0) > 1:
+            return self.subsets.of(pc.binary_join(subsets, ","), np.int16)
+        number = pc.fill_null(lengths, -1).to_numpy()
+        codes = np.where(number == 0, self.subsets.one(""), self.subsets.one(None)).astype(np.int16)
+        codes[number == 1] = self.subsets.of(subsets.flatten(), np.int16)
+        return codes
 
     def _compare(self, clips: pa.Table, numbers: Mapping[str, np.ndarray], mask: np.ndarray, uris: pa.Array | None) -> np.ndarray:
         """Which clips have another state, reason or address than the table says."""
@@ -114,15 +129,19 @@ class Verdicts:
         parts = self._numbers.pop(name, [])
         return np.concatenate(parts) if parts else np.zeros(0, bool if name == "changed" else np.int32)
 
-    def kept(self) -> Kept:
-        """What is held of the kept clips."""
+    def kept(self) -> tuple[Kept, np.ndarray]:
+        """What is held of the kept clips, and their places in the table."""
         held = {name: pa.chunked_array(parts, CLIPS.field(name).type) for name, parts in self._kept.items()}
-        self._kept = {}
-        return Kept(held)
+        places = np.concatenate(self._places) if self._places else np.zeros(0, np.int64)
+        self._kept, self._places = {}, []
+        return Kept(held), places
 
 
 class Kept:
-    """Columns of the kept clips in the table's order, each made one array when it is first asked for."""
+    """Columns of the kept clips, each made one array when it is first asked for.
+
+    Runs, one a batch, each in the order of clip_id: put in order as a whole they are read run beside run, not here and there.
+    """
 
     def __init__(self, columns: dict[str, pa.ChunkedArray]) -> None:
         self._columns: dict[str, pa.ChunkedArray | pa.Array] = columns
@@ -239,7 +258,7 @@ def select(store: Store, config: PolicyConfig) -> Selection:
     names = verdicts.sources.names
     split_of_source = pa.array([split.of_source.get(name) for name in names], pa.string())
     source, state = verdicts.numbers("source"), verdicts.numbers("state")
-    kept, places = verdicts.kept(), np.flatnonzero(state == verdicts.states.one("kept"))
+    kept, places = verdicts.kept()
     kept["source"] = pa.array(source[places])
     kept["split"] = split_of_source.take(kept["source"])
     ids = policy.preferred(kept.table(["clip_id", "split", "media_type", "aesthetic", "aesthetic_proxy"]), store.read("labels"), config)
@@ -274,13 +293,13 @@ def _late_changes(
         "split": (
             verdicts.splits,
             "split",
-            lambda codes: np.array([codes(side) for side in split_of_source.to_pylist()], np.int16)[source],
+            lambda codes: codes.of(split_of_source, np.int16)[source],
         ),
-        "subsets": (verdicts.subsets, "subsets", lambda codes: np.where(in_preference, codes(PREFERENCE), codes(""))),
-        "select_run": (verdicts.runs, "run", lambda codes: codes(lineage.run_id)),
+        "subsets": (verdicts.subsets, "subsets", lambda codes: np.where(in_preference, codes.one(PREFERENCE), codes.one(""))),
+        "select_run": (verdicts.runs, "run", lambda codes: codes.one(lineage.run_id)),
     }
     for name, (codes, number, target) in wanted.items():
-        differs = verdicts.numbers(number) != target(codes.one)
+        differs = verdicts.numbers(number) != target(codes)
         if differs.any():
             written.add(name)
             changed |= differs
