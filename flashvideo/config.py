@@ -19,6 +19,11 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Range = Annotated[tuple[float, float], Field(description="inclusive low and high")]
 
 
@@ -67,19 +72,19 @@ class TransformerConfig(Settings):
 
     flavour: Literal["debug", "2b", "5b"] = "5b"
     """Named size, for reports; the numbers below decide."""
-    num_layers: int = 42
-    num_attention_heads: int = 48
-    attention_head_dim: int = 64
-    in_channels: int = 16
-    patch_size: int = 2
+    num_layers: Count = 42
+    num_attention_heads: Count = 48
+    attention_head_dim: Count = 64
+    in_channels: Count = 16
+    patch_size: Count = 2
     """Spatial patch; the temporal patch is 1."""
-    text_embed_dim: int = 4096
+    text_embed_dim: Count = 4096
     """Width of the text encoder (T5 v1.1-XXL)."""
-    time_embed_dim: int = 512
+    time_embed_dim: Count = 512
     positions: Literal["rope", "sincos"] = Field(default="rope", exclude_if=lambda value: value == "rope")
     """rope: rotary. sincos: CogVideoX-2B's sinusoids added to the patches, Figure 8's ablation. Left out of files where it is
     rope, so that what was made before there was a choice keeps its name."""
-    rope_theta: float = 10_000.0
+    rope_theta: Positive = 10_000.0
     rope_axes: tuple[int, int, int] = (16, 24, 24)
     """Head dimensions given to time, height and width (code)."""
     noise_strength_embedding: bool = False
@@ -118,9 +123,9 @@ STAGE2_TRANSFORMER = TransformerConfig(
 class LoraConfig(Settings):
     """Low-rank adapters of Stage I (3.2, 4.2)."""
 
-    rank: int = 128
+    rank: Count = 128
     """4.2."""
-    alpha: float = 1.0
+    alpha: Positive = 1.0
     """code: SAT's LoraMixin default, so the scale is alpha / rank = 1/128, not 1."""
     targets: Literal["paper", "official"] = "paper"
     """paper: attention, FFN and adaLN (3.2); official: the released code's set, without FFN."""
@@ -134,14 +139,14 @@ class VaeTilingConfig(Settings):
     """Spatial tiles of the cogvideox autoencoder. Its GroupNorm spans a tile, so the layout is a part of the result and
     follows from the shape alone, never from the memory that happens to be free."""
 
-    decode_pass_latents: int = 55_296
+    decode_pass_latents: Count = 55_296
     """Largest temporal chunk (3 latent frames) x height x width in latents that is decoded in one piece. At 134x240
     this gives the released two slices in width; 528x960 stays whole (code)."""
-    encode_pass_latents: int = 161_280
+    encode_pass_latents: Count = 161_280
     """As above for encoding (5 latent frames a chunk): 1072x1920 stays whole, as released; 1440x2560 is cut in two."""
-    overlap: int = 16
+    overlap: Natural = 16
     """Latents that a tile sees beyond its own part, at each inner side (code)."""
-    blend: int = 0
+    blend: Natural = 0
     """Latents over which two neighbours are cross-faded; 0 is the released hard crop. At most 2 x overlap."""
 
     @model_validator(mode="after")
@@ -162,9 +167,9 @@ class VaeConfig(Settings):
     """Temporal chunking, part of the latent's definition: 17+16+16, 13+12+12+12, or one chunk (code)."""
     tiling: VaeTilingConfig = VaeTilingConfig()
     """Spatial slices and tiles of large videos."""
-    scale_stage1: float | None = 0.7
+    scale_stage1: Positive | None = 0.7
     """Model input = latent x scale (code). None: 1/std of the run's latents, one global factor."""
-    scale_stage2: float | None = 1.15258426
+    scale_stage2: Positive | None = 1.15258426
     """As above, for Stage II (code)."""
 
 
@@ -175,25 +180,25 @@ class TextEncoderConfig(Settings):
     """t5: transformers' T5EncoderModel with its tokenizer. debug_t5: the same class, tiny, seeded, byte tokens."""
     weights: str | None = None
     """Folder that holds text_encoder/ and tokenizer/ (diffusers layout)."""
-    max_length: int = 226
+    max_length: Count = 226
     """Tokens; shorter prompts are padded, without a mask (code)."""
-    embed_dim: int = 4096
+    embed_dim: Count = 4096
     seed: int = 0
 
 
 class OptimizerConfig(Settings):
     """AdamW (4.2)."""
 
-    learning_rate: float = 4e-5
+    learning_rate: Positive = 4e-5
     """Constant, no scheduler (4.2; authors' thread #18)."""
-    warmup_steps: int = 0
+    warmup_steps: Natural = 0
     schedule: Literal["constant", "cosine"] = "constant"
     """cosine: down to a tenth at the last iteration (of each phase, in Stage II)."""
     betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 1e-4
-    clip_grad_norm: float = 0.1
+    weight_decay: NotNegative = 1e-4
+    clip_grad_norm: NotNegative = 0.1
     """4.2."""
-    ema_decay: float | None = None
+    ema_decay: Share | None = None
     """Also keep an average of the trained weights, decay at most this (it warms up as (1 + n) / (10 + n)); saved beside
     the weights as stage1_ema, stage2_ema. None: no average; the paper names none."""
 
@@ -204,11 +209,11 @@ class SpikeConfig(Settings):
     policy: Literal["stop", "skip", "rewind"] = "stop"
     """stop: all ranks stop and name the samples. skip: the train_step changes nothing. rewind: back to the newest
     checkpoint, then past the train_steps from there to the fault."""
-    loss_factor: float | None = None
+    loss_factor: Positive | None = None
     """A loss of more than so many times the median of `window` train_steps of its kind is a fault; None: only what is
     not finite."""
     window: int = Field(default=50, ge=1)
-    at_most: int = 10
+    at_most: Natural = 10
     """Faults of a phase that are skipped or rewound; one more stops the run."""
 
 
@@ -231,7 +236,7 @@ class WatchConfig(Settings):
     """Also write TensorBoard scalars beside losses.jsonl (needs the tensorboard package)."""
     wandb: WandbConfig = WandbConfig()
     """Also send the same scalars to Weights & Biases (needs the wandb package, the extra `wandb`)."""
-    validate_every: int | None = None
+    validate_every: Count | None = None
     """train_steps between validations within a phase (validations.jsonl); None: before and after only."""
     sample_every: int | None = Field(default=None, ge=1)
     """Stage II: train_steps of a phase between sheets of held-out samples, enhanced in four steps; one more at its end. None: none."""
@@ -239,7 +244,7 @@ class WatchConfig(Settings):
     """Of a sheet."""
     noise_step_bins: bool = False
     """Stage II: also validate at both ends of the noise range (half way on the path; not in the mean)."""
-    peak_teraflops: float | None = None
+    peak_teraflops: Positive | None = None
     """Of one rank's device, for the share of it that is used (mfu). H200, bf16, dense: 989."""
     collapse_below: float = 0.3
     """Warn where the clean estimates of the middle bin have less than this share of truth's spread or sharpness."""
@@ -261,22 +266,22 @@ class EngineConfig(Settings):
     """Before the first train_step, a full micro-batch of every shape of every phase goes forward and backward."""
     loader_workers: int = Field(default=0, ge=0)
     """Threads of a rank that read batches ahead; 0: read when the trainer asks."""
-    num_ranks: int = 8
+    num_ranks: Count = 8
     """Processes over the whole cluster, one per GPU (or per CPU core in debug)."""
-    gpus_per_rank: float = 1
-    cpus_per_rank: float = 4
-    torch_threads: int | None = None
+    gpus_per_rank: NotNegative = 1
+    cpus_per_rank: Positive = 4
+    torch_threads: Count | None = None
     """Threads per rank; None leaves torch's default. Spinning threads on shared cores are ten times slower."""
-    micro_batch_size: int = 1
+    micro_batch_size: Count = 1
     """Samples per rank and forward; the global batch / (ranks x micro batch) is the accumulation."""
-    checkpoint_every: int = 500
+    checkpoint_every: Count = 500
     """train_steps between checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     async_checkpoints: bool = False
     """Write them while training goes on, from a copy in memory (12 bytes a trained weight that the rank holds)."""
-    max_restarts: int = 3
+    max_restarts: Natural = 3
     """Times that Ray Train restarts the group from the last checkpoint before it gives up."""
-    log_every: int = 10
+    log_every: Count = 10
     spikes: SpikeConfig = SpikeConfig()
     watch: WatchConfig = WatchConfig()
 
@@ -293,10 +298,10 @@ class EngineConfig(Settings):
 class DiffusionConfig(Settings):
     """Stage I's objective: v-prediction on a zero-SNR schedule (code: VideoDiffusionLoss)."""
 
-    num_timesteps: int = 1000
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-    snr_shift_scale: float = 1.0
+    num_timesteps: Count = 1000
+    beta_start: Positive = 0.00085
+    beta_end: Positive = 0.012
+    snr_shift_scale: Positive = 1.0
     """code: 1.0 (CogVideoX-2B uses 3.0)."""
     timestep_sampling: Literal["stratified", "uniform"] = "stratified"
     """stratified over the global batch (code: uniform_sampling)."""
@@ -316,13 +321,13 @@ class Stage1Config(Settings):
     objective: DiffusionConfig = DiffusionConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     engine: EngineConfig = EngineConfig()
-    iterations: int = 50_000
+    iterations: Count = 50_000
     """4.2; videos only."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Global (4.2)."""
-    text_dropout: float = 0.1
+    text_dropout: Share = 0.1
     """Share of samples with the all-zero embedding (4.2)."""
-    validation_samples: int = 16
+    validation_samples: Natural = 16
     """Held-out samples of the fixed-noise validation loss."""
     seed: int = 1
 
@@ -354,7 +359,7 @@ class PixelDegradationConfig(Settings):
     Names that end in _1 and _2 are the strong branch's two orders.
     """
 
-    strong_probability: float = 0.5
+    strong_probability: Share = 0.5
     """code: aug_prob."""
     downscale: Range = (4.0, 8.0)
     """code: scale_range 4 ~ 8; of the weak branch, and of the strong one's last resize."""
@@ -372,14 +377,14 @@ class PixelDegradationConfig(Settings):
     """Pixels, odd."""
     blur_sigma_1: Range = (0.2, 3.0)
     blur_sigma_2: Range = (0.2, 1.5)
-    second_blur_probability: float = 0.8
+    second_blur_probability: Share = 0.8
     generalized_beta: Range = (0.5, 4.0)
     plateau_beta: Range = (1.0, 2.0)
     sinc_omega_small: Range = (math.pi / 3, math.pi)
     """rad/px, kernels below 13 px."""
     sinc_omega_large: Range = (math.pi / 5, math.pi)
     final_sinc_omega: Range = (math.pi / 3, math.pi)
-    final_sinc_probability: float = 0.8
+    final_sinc_probability: Share = 0.8
     resize_modes_1: tuple[float, float, float] = (0.2, 0.7, 0.1)
     """Shares of up, down, keep."""
     resize_modes_2: tuple[float, float, float] = (0.3, 0.4, 0.3)
@@ -387,18 +392,18 @@ class PixelDegradationConfig(Settings):
     resize_down_1: Range = (0.15, 1.0)
     resize_up_2: Range = (1.0, 1.2)
     resize_down_2: Range = (0.3, 1.0)
-    gaussian_noise_probability: float = 0.5
+    gaussian_noise_probability: Share = 0.5
     """Otherwise Poisson."""
-    gray_noise_probability: float = 0.4
+    gray_noise_probability: Share = 0.4
     noise_sigma_1: Range = (1.0, 30.0)
     """Of 255."""
     noise_sigma_2: Range = (1.0, 25.0)
     poisson_scale_1: Range = (0.05, 3.0)
     poisson_scale_2: Range = (0.05, 2.5)
-    jpeg_probability: float = 0.5
+    jpeg_probability: Share = 0.5
     """Of clips; an image always passes through JPEG."""
     jpeg_quality: Range = (30.0, 95.0)
-    video_compression_probability: float = 0.5
+    video_compression_probability: Share = 0.5
     video_codecs: dict[str, float] = {"libx264": 0.67, "mpeg4": 0.33}
     """FFmpeg encoder -> its share. Not libx265: the one inside PyAV 18.1 corrupts the heap on small pictures."""
     bits_per_pixel: Range = (0.05, 0.5)
@@ -406,7 +411,7 @@ class PixelDegradationConfig(Settings):
     walk: DegradationWalkConfig = DegradationWalkConfig()
     strength: float = 1.0
     """Multiplies (max - min) of the blur, noise and JPEG ranges."""
-    cached_variants: int = 4
+    cached_variants: Count = 4
     """Degraded latents kept per clip: the first is weak, the others are drawn."""
     enabled: bool = True
 
@@ -415,15 +420,15 @@ class PhaseConfig(Settings):
     """One entry of Stage II's curriculum (4.2)."""
 
     name: str
-    iterations: int
+    iterations: Count
     shape: FrameShape
     """Of the videos; images are one frame of the same height and width."""
-    images: int = 0
+    images: Natural = 0
     """Part of images in the images:videos ratio; the modality is drawn per global train_step."""
-    videos: int = 1
-    batch_size: int = 64
+    videos: Natural = 1
+    batch_size: Count = 64
     """Global, for videos (4.2)."""
-    image_batch_size: int | None = None
+    image_batch_size: Count | None = None
     """Global, for images; None: as batch_size."""
     noise_steps: tuple[int, int] = (600, 900)
     """Inclusive range of DEG_latent (4.2)."""
@@ -432,7 +437,7 @@ class PhaseConfig(Settings):
     subset: str | None = None
     """Named subset of the clips, e.g. "preference"; None: everything kept."""
     degradation_strength: float = 1.0
-    learning_rate: float | None = None
+    learning_rate: Positive | None = None
     """None: the stage's (4.2: one rate for all phases)."""
 
     @model_validator(mode="after")
@@ -474,10 +479,10 @@ class Stage2Config(Settings):
     phases: tuple[PhaseConfig, ...] = PAPER_PHASES
     optimizer: OptimizerConfig = OptimizerConfig()
     engine: EngineConfig = EngineConfig()
-    text_dropout: float = 0.1
-    time_shift: float | None = None
+    text_dropout: Share = 0.1
+    time_shift: Positive | None = None
     """Warp of the drawn t as in sampling; the released draft leaves it open. None: plain U(0,1)."""
-    validation_samples: int = 16
+    validation_samples: Natural = 16
     """Held-out samples of the fixed-noise validation loss."""
     seed: int = 2
 
@@ -485,23 +490,23 @@ class Stage2Config(Settings):
 class LatentsConfig(Settings):
     """What precompute_latents keeps for training."""
 
-    frame_rate_hz: float = 8.0
+    frame_rate_hz: Positive = 8.0
     """4.1: the model sees 8 frames a second."""
-    patches_per_clip: int = 4
+    patches_per_clip: Count = 4
     """Fixed random crops kept per clip for the patch phases."""
     video_frames_as_images: bool = False
     """Also take the middle frame of every video clip as an image: for sources with few images (debug). 4.1: images only."""
     motion_edges: tuple[float, float, float, float] = (2.0, 4.0, 8.0, 16.0)
     """Scores (px at 360 px short side per 1/8 s) between very low, low, medium, high and very high motion, the words in
     front of Stage II's captions. The words are the code's, the edges are not published; these are ours."""
-    shard_bytes: int = 1_000_000_000
+    shard_bytes: Count = 1_000_000_000
     """Size of a safetensors shard at which the next one starts."""
 
 
 class Stage1SamplingConfig(Settings):
     """Text -> 270p: SDE-DPM++(2M) with dynamic guidance (code: VPSDEDPMPP2MSampler)."""
 
-    num_steps: int = 51
+    num_steps: Count = 51
     """code (paper: 50)."""
     guidance_scale: float = 8.0
     """g(t) = 1 + scale * (1 - cos(pi ((S-t)/S)^exponent)) / 2."""
@@ -522,7 +527,7 @@ class AttentionConfig(Settings):
     full_above_motion_px: float = 8.0
     """Clips that move more (px at 360 px short side per 1/8 s, 95th percentile) get full attention. Ours; 6.1 says only
     that windows break at large motion."""
-    head_chunk: int | None = None
+    head_chunk: Count | None = None
     """Heads attended at once; None: all. Less memory, the same result."""
 
     @model_validator(mode="after")
@@ -537,11 +542,11 @@ class AttentionConfig(Settings):
 class Stage2SamplingConfig(Settings):
     """270p -> 1080p: Euler on the flow (3.3; code flow_video.py)."""
 
-    num_steps: int = 4
+    num_steps: Count = 4
     """Paper; the released default is 5."""
     guidance_scale: float = 13.0
     noise_step: int = 675
-    shift: float = 2.5
+    shift: Positive = 2.5
     compat: Literal["fp32", "official-bf16"] = "fp32"
     """official-bf16 reproduces the released rounding of time and noise step."""
     attention: AttentionConfig = AttentionConfig()
@@ -557,7 +562,7 @@ class PromptRewriteConfig(Settings):
     """Environment variable that holds the key; None: the server wants none. A key never stands in a recipe."""
     long_enough_words: int = 60
     """Prompts of so many words stay as they are."""
-    max_tokens: int = 300
+    max_tokens: Count = 300
     seed: int = 0
     timeout_s: float = 60.0
 
@@ -567,7 +572,7 @@ class GenerateConfig(Settings):
 
     prompts: tuple[str, ...] = ()
     """Empty: the captions of the held-out clips."""
-    num_prompts: int = 4
+    num_prompts: Count = 4
     """At most this many are generated."""
     motion: Literal["very low", "low", "medium", "high", "very high"] = "medium"
     """Motion word in front of Stage II's prompt (code)."""
@@ -591,9 +596,9 @@ class EvaluationConfig(Settings):
 
     vbench_data: str | None = None
     """Folder with VBench's data files (VBench_full_info.json, ...); None: the parts that need them are left out, and the report says so."""
-    held_out_clips: int = 8
+    held_out_clips: Count = 8
     """Held-out clips that are degraded, enhanced and compared with truth."""
-    downscale: float = 8.0
+    downscale: Positive = 8.0
     """Degradation of the held-out clips: antialiased bilinear down by this factor and up again."""
     frame_metrics: tuple[str, ...] = ("piqe",)
     """pyiqa metric names; the paper's are musiq, maniqa, clipiqa and niqe."""

@@ -281,3 +281,18 @@ def test_five_frames_are_a_shape_too():
     from flashvideo.config import FrameShape
 
     assert FrameShape(frames=5, height=1072, width=1920).latent_shape == (2, 134, 240)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "stage1.iterations=-5",
+        "stage1.batch_size=0",
+        "stage1.optimizer.learning_rate=-1",
+        "stage1.text_dropout=3",
+        "stage2.engine.num_ranks=0",
+    ],
+)
+def test_numbers_that_no_training_can_have_are_refused(setting: str) -> None:
+    with pytest.raises(RecipeError, match=f"{setting.partition('=')[0]}: Input should be"):
+        load("debug", (setting,))
