@@ -26,6 +26,7 @@ from pathlib import Path
 
 from curation.held_off_pandas import hold_off_pandas
 from curation.sources import SourceError
+from flashvideo.errors import WeightsError
 from flashvideo.whole_files import write_text
 from pipelines.artifacts import Report, Workspace, write_atomically
 from pipelines.plan import JobSpec, job_spec
@@ -137,8 +138,6 @@ def exit_after(name: str, body: Callable[[], object], level: int = logging.INFO)
         print(f"{name}: stopped; the same command goes on from there", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        from flashvideo.models.weight_files import WeightsError
-
         cause = getattr(error, "cause", error)  # Ray's errors hold their worker's
         if isinstance(cause, WeightsError):
             print(f"{name}: {cause}", file=sys.stderr)

@@ -11,11 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flashvideo.errors import WeightsError as WeightsError
 from flashvideo.whole_files import write_text, writing
-
-
-class WeightsError(ValueError):
-    """Weights are missing or do not fit; the message names the file or the keys and says what is wanted."""
 
 
 def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
