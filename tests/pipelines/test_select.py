@@ -16,7 +16,7 @@ from pipelines.artifacts import Report, Workspace
 from pipelines.job import JobContext, Progress, UserError
 from pipelines.plan import job_spec
 from pipelines.recipe import Recipe, load, preset
-from pipelines.selection import content_hash, sorted_places
+from pipelines.selection import Verdicts, content_hash, sorted_places
 
 RULES = (
     Rule(name="motion", column="motion_proxy", at_least=1.1, media="video"),
@@ -315,3 +315,12 @@ def test_resolved_errors_no_longer_fail_a_clip(workspace: Workspace) -> None:
     store.merge_columns("clips", pa.table({"clip_id": ["c2"], "motion_proxy": pa.array([2.0], pa.float32())}))
     run(workspace)
     assert clips(workspace, "state", "reject_reason")["c2"] == ("kept", None)
+
+
+@pytest.mark.parametrize("longest", [1, 2])
+def test_subsets_that_are_there_get_a_code_each(tmp_path: Path, longest: int) -> None:
+    """Of at most one subset a clip nothing is joined; the codes say the same."""
+    there = [[], ["preference"], None, ["other"], ["preference"], *([["a", "b"]] if longest == 2 else [])]
+    verdicts = Verdicts(Store.open(tmp_path / "store"), PolicyConfig())
+    codes = verdicts._subset_codes(pa.array([["cut off"], *there], CLIPS.field("subsets").type).slice(1))
+    assert [verdicts.subsets.names()[code] for code in codes] == ["", "preference", None, "other", "preference", "a,b"][: len(there)]
