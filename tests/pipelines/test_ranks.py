@@ -115,7 +115,7 @@ class Killer(threading.Thread):
         self.first = folder / "checkpoints" / f"step-{CHECKPOINT_EVERY:08d}"
         self.killed: int | None = None
         self.listens_on: set[str] = set()
-        """Addresses of Ray's and the ranks' servers."""
+        """Addresses of Ray's services; the ranks' meeting place is torch's, which listens on all."""
         self.inode = 0
         """Of the checkpoint; one that is written again has another."""
 
@@ -127,7 +127,8 @@ class Killer(threading.Thread):
         if self.first.is_dir() and ranks:
             self.inode, self.killed = self.first.stat().st_ino, max(ranks)
             os.kill(self.killed, signal.SIGKILL)
-            self.listens_on = {address for pid in tree(os.getpid()) for address in listening(pid)}
+            services = [pid for pid in tree(os.getpid()) if pid != os.getpid() and "RayTrainWorker" not in command(pid)]
+            self.listens_on = {address for pid in services for address in listening(pid)}
 
 
 def command(pid: int) -> str:
