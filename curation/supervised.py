@@ -8,9 +8,11 @@ outcome with a stable code; the caller never hangs and never crashes with it.
 from __future__ import annotations
 
 import ctypes
+import errno
 import importlib
 import os
 import pickle
+import re
 import resource
 import selectors
 import signal
@@ -29,8 +31,13 @@ GRACE_S = 5.0
 KEEPS_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "134217728", "MALLOC_MMAP_THRESHOLD_": "33554432", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 """For the child: freed pictures are taken again instead of given back to the kernel, which zeroes every page that comes anew: 51,000
 page faults in a decode pass over 29 s of video, 2,000 so."""
-OUT_OF_MEMORY = ("Cannot allocate memory", "Insufficient memory", "Failed to allocate", "Failed to launch worker thread")
+OUT_OF_MEMORY = re.compile(
+    r"(cannot|failed to|unable to) allocate|(insufficient|not enough|out of) memory|failed to launch worker thread", re.I
+)
 """How libraries say that the cap was reached without raising MemoryError."""
+NEAR_CAP = 0.05
+"""The share of the cap that a child must leave free to be believed: decoders call a failed allocation "invalid data", and a sound
+file whose pictures do not fit would pass for a damaged one."""
 START_S = 120.0
 """A child that has not finished its imports by then is broken."""
 
@@ -184,6 +191,8 @@ def _child_main(target: str, deadline_s: float, memory_bytes: int) -> None:
         item = pickle.loads(commands.read(struct.unpack("<Q", head)[0]))
         signal.setitimer(signal.ITIMER_REAL, deadline_s + GRACE_S)  # the default action ends the process, even inside C
         answer = _answer(function, item)
+        if answer[0] != "exhausted" and _left_of_cap() < NEAR_CAP * memory_bytes:
+            answer = "exhausted", f"it came within {NEAR_CAP:.0%} of that, where allocations fail and decoders take them for damage"
         signal.setitimer(signal.ITIMER_REAL, 0)
         _send(answers, answer)
 
@@ -194,7 +203,7 @@ def _answer(function: Any, item: Any) -> tuple[str, Any]:
     except MemoryError as error:
         return "exhausted", str(error) or "MemoryError"
     except Exception as error:
-        if any(words in str(error) for words in OUT_OF_MEMORY):
+        if OUT_OF_MEMORY.search(str(error)) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
             return "exhausted", str(error)
         return "raised", (str(getattr(error, "code", None) or "exception"), _message(error))
 
@@ -208,6 +217,12 @@ def _cap_memory(memory_bytes: int) -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * os.sysconf("SC_PAGE_SIZE") + memory_bytes
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _left_of_cap() -> int:
+    """Bytes of address space that were never used, at this process's peak."""
+    (peak,) = re.findall(r"^VmPeak:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
+    return resource.getrlimit(resource.RLIMIT_AS)[0] - 1024 * int(peak)
 
 
 def _die_with_parent() -> None:

@@ -280,7 +280,7 @@ def _packets(container: Any, stream: Any) -> Iterator[Any]:
 
 
 def decode_media(container: Any, stream: Any, threads: int = DECODER_THREADS) -> Iterator[Decoded]:
-    """Every frame and every refused packet, in decoding order, from where the container stands."""
+    """Every frame and every refused packet, in decoding order, from where the container stands. Raises MemoryError."""
     if not stream.codec_context.is_open:  # open: a second time over the same file, after a seek that led nowhere
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = threads
@@ -292,11 +292,15 @@ def decode_media(container: Any, stream: Any, threads: int = DECODER_THREADS) ->
             packet = next(demuxer)
         except StopIteration:
             return
+        except MemoryError:
+            raise
         except av.error.FFmpegError:
             yield Decoded(None, clock.next_us(), True)
             return
         try:
             frames = packet.decode()
+        except MemoryError:  # FFmpeg's ENOMEM is an FFmpegError too, but says nothing of the file
+            raise
         except av.error.FFmpegError:
             yield Decoded(None, clock.of(packet.pts), True)
             continue

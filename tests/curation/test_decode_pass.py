@@ -134,9 +134,11 @@ def test_a_killed_pass_leaves_no_track(tmp_path: Path) -> None:
     assert not track_exists(tmp_path / "tracks", "a")
 
 
-def test_a_memory_cap_is_an_outcome(tmp_path: Path) -> None:
+@pytest.mark.parametrize("memory_bytes", [4_000_000, 20_000_000, 26_000_000, 30_000_000])
+def test_a_memory_cap_is_an_outcome_and_not_damage(tmp_path: Path, memory_bytes: int) -> None:
+    """FFmpeg starts no thread at 4 MB, calls pictures without memory invalid at 20 and 26 MB, zstd fails at 30 MB."""
     film = write_film(tmp_path / "a.mp4", moving(720, 1280, 30, (2, 1)))
-    supervised = SupervisedFunction("curation.decode_pass:run_pass", deadline_s=60, memory_bytes=30_000_000)
+    supervised = SupervisedFunction("curation.decode_pass:run_pass", deadline_s=60, memory_bytes=memory_bytes)
     outcome = supervised(task_for(film, tmp_path / "tracks"))
     supervised.close()
     assert isinstance(outcome, Failure)
