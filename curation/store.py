@@ -50,6 +50,8 @@ READ_ROWS = 65_536
 READ_AHEAD = 4
 """Batches that are decoded before they are asked for, where rows are read a batch at a time; the engine's own 16 held 0.3 GB."""
 COMMIT_TIMEOUT = timedelta(seconds=120)
+NEWS = "target.resolved OR target.message IS DISTINCT FROM source.message"
+"""When an error row that is there already is written anew: a later attempt failed again."""
 
 
 class StoreError(RuntimeError):
@@ -227,9 +229,9 @@ class Store:
         return doomed
 
     def append_errors(self, rows: pa.Table | pa.RecordBatch | Sequence[Mapping[str, Any]]) -> int:
-        """Adds error rows; one that exists stays as it is, but is open again where it was resolved. Returns rows given.
+        """Adds error rows; one that exists stays as it is, unless it was resolved (it is open again) or says something else now.
 
-        `error_id`, `resolved` and `time` are filled in where absent.
+        Returns rows given. `error_id`, `resolved` and `time` are filled in where absent.
         """
         given = rows if isinstance(rows, Sequence) else rows.to_pylist()
         now = datetime.now(UTC)
@@ -238,7 +240,7 @@ class Store:
             return 0
         data = _conform("errors", pa.Table.from_pylist(list(by_id.values()), schema=TABLES["errors"]))
         with self._committing("errors") as dataset:
-            merge = self._merge(dataset, "errors").when_matched_update_all("target.resolved").when_not_matched_insert_all()
+            merge = self._merge(dataset, "errors").when_matched_update_all(NEWS).when_not_matched_insert_all()
             merge.execute(data)
         return len(given)
 

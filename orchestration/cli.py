@@ -167,6 +167,41 @@ def query(
 
 
 @app.command()
+def errors(
+    code: Annotated[str | None, typer.Argument(help="Only this code, with more examples.")] = None,
+    again: Annotated[
+        bool, typer.Option("--retry", help="Mark everything of CODE that is open as not done, and curate: it is tried again.")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="At most this many examples of a code. Default: 2, of one code 20.")
+    ] = None,
+    format: Annotated[str, typer.Option(metavar="table|json", help="How to print.")] = "table",
+    recipe: RecipeOption = None,
+    overrides: SetOption = None,
+    root: RootOption = None,
+    sources: SourcesOption = None,
+) -> None:
+    """What could not be done, by code with examples; one code tried again.
+
+    \b
+    flashvideo errors
+    flashvideo errors deadline --limit 100
+    flashvideo errors deadline --retry --set curation.decode.deadline_s=300
+    """
+    from orchestration.errors import print_errors
+    from pipelines.job import UserError
+
+    if not again:
+        print_errors(_workspace(root, None), code, limit, format)
+        return
+    if code is None:
+        raise UserError("--retry tries one code again: flashvideo errors CODE --retry; without options the codes are listed")
+    from orchestration.errors import retry
+
+    retry(*_given(recipe, overrides, root, sources), code)
+
+
+@app.command()
 def diff(
     old: Annotated[str, typer.Argument(help="Tag of a release.")],
     new: Annotated[str, typer.Argument(help="Tag of a later one.")],

@@ -70,7 +70,7 @@ def check_failed_share(failed: int, total: int, limit: float, what: str) -> None
     if total and failed / total > limit:
         raise FailedShareError(
             f"{failed} of {total} {what} failed ({failed / total:.0%}, curation.max_failed_share is {limit:.0%}); "
-            "the errors table says why: flashvideo query --table errors"
+            "the errors table says why: flashvideo errors"
         )
 
 

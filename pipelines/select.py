@@ -117,7 +117,7 @@ def nothing_kept(store: Store, selection: Selection, rules: Sequence[Rule]) -> s
     """One line: the funnel's numbers, the rule that removed most, and the setting that would relax it."""
     total = selection.clips
     if total == 0:
-        return "select found no clips: no source could be cut into clips. See: flashvideo query --table errors"
+        return "select found no clips: no source could be cut into clips. See: flashvideo errors"
     parts = [f"{row.rule} {row.rejected_alone}{f' ({row.unknown} unknown)' if row.unknown else ''}" for row in selection.funnel]
     parts += [f"{reason} {number}" for reason, number in _beside_rules(selection).items() if number]
     line = f"select kept 0 of {total} clips; turned away by each rule alone: {', '.join(parts)}"

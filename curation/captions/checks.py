@@ -33,11 +33,16 @@ def check_caption(caption: Caption, min_words: int, max_words: int) -> list[str]
         "too_short": words < min_words,
         "too_long": words > max_words,
         "repeated": _loops(text),
-        "refusal": caption.refused or bool(_REFUSAL.search(text)),
+        "refusal": is_refusal(caption),
         "boilerplate": bool(_BOILERPLATE.search(text)),
         "url": bool(_URL.search(text)),
     }
     return [name for name, failed in found.items() if failed]
+
+
+def is_refusal(caption: Caption) -> bool:
+    """Whether the model declined to describe."""
+    return caption.refused or bool(_REFUSAL.search(caption.text.replace("\u2019", "'")))
 
 
 def count_words(text: str) -> int:

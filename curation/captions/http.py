@@ -2,7 +2,7 @@
 
 Requests run side by side up to `max_in_flight`; 429, 5xx, timeouts, broken connections and malformed answers are
 tried again with growing, jittered pauses (Retry-After is obeyed); every other 4xx is final. Answers are cached on
-disk by clip, model, prompt and frames, so a relaunch asks for nothing twice. The key comes from
+disk by clip, model, prompt and frames, so a relaunch asks for nothing twice but what was refused. The key comes from
 FLASHVIDEO_CAPTION_API_KEY, goes into a header, and is taken out of every message.
 """
 
@@ -22,6 +22,7 @@ from typing import Any
 import httpx
 
 from curation.captions.caption import Caption, CaptionRequest, CaptionSetupError
+from curation.captions.checks import is_refusal
 from curation.captions.frames import read_key_frames
 from curation.captions.responses import ResponseCache
 from curation.config import CaptionConfig
@@ -104,7 +105,8 @@ class HttpCaptioner:
             caption = self._cache.get(request.clip_id, question)
             if caption is None:
                 caption = await self._ask_until_answered(client, body, random.Random(request.clip_id))
-                self._cache.put(request.clip_id, question, caption)
+                if not is_refusal(caption):  # asked again, it may be answered
+                    self._cache.put(request.clip_id, question, caption)
             return caption
         except StepError as error:
             return error

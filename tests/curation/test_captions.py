@@ -269,6 +269,12 @@ def test_answers_are_kept_by_clip_model_prompt_and_frames(tracks: Path) -> None:
         assert len(chat.requests) == 5
 
 
+def test_a_refusal_is_not_kept(tracks: Path) -> None:
+    with chat_server(lambda number, body: said("I'm sorry, I can't help.") if number == 0 else said(LONG)) as chat:
+        assert Asking(chat, tracks)("a") == [Caption("I'm sorry, I can't help.")]
+        assert Asking(chat, tracks)("a") == [Caption(LONG)]
+
+
 def test_a_kept_answer_cut_short_is_asked_again(tracks: Path) -> None:
     with chat_server(lambda number, body: said(LONG)) as chat:
         Asking(chat, tracks)("a")

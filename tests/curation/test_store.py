@@ -205,6 +205,13 @@ def test_errors_are_idempotent_and_reopen(store: Store) -> None:
     assert store.read("errors", ["resolved", "message"]).to_pylist() == [{"resolved": False, "message": "3 frames"}]
 
 
+def test_an_error_that_comes_again_with_other_words_has_the_last_ones(store: Store) -> None:
+    store.append_errors([ERROR, ERROR | {"clip_id": "b"}])
+    store.append_errors([ERROR | {"message": "4 frames", "attempt": 2}])
+    found = {row["clip_id"]: (row["message"], row["attempt"]) for row in store.read("errors").to_pylist()}
+    assert found == {"a": ("4 frames", 2), "b": ("3 frames", None)}
+
+
 def test_another_code_or_clip_is_another_error(store: Store) -> None:
     store.append_errors([ERROR, ERROR | {"code": "deadline"}, ERROR | {"clip_id": "b"}])
     assert store.count("errors") == 3

@@ -15,7 +15,7 @@ from orchestration.cli import spread_sources
 from orchestration.lock import hold_root
 
 COMMANDS = ["retrain", "curate", "query", "train", "generate", "enhance", "evaluate", "report", "schedule"]
-COMMANDS += ["convert", "diff", "review", "totals", "vbench", "samples", "plan", "doctor", "run"]
+COMMANDS += ["convert", "diff", "errors", "review", "totals", "vbench", "samples", "plan", "doctor", "run"]
 COMMANDS += ["sweep", "degrade"]
 
 
