@@ -56,23 +56,34 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+TAIL_VALUES = 20
+"""A histogram of so many values or more may gather its highest twentieth in its last bin."""
+
+
 def histogram(kept: Values, rejected: Values, limits: Sequence[Limit], unit: str, bins: int = 24) -> str:
-    """Counts of values in bins, kept below rejected, with a line at each limit. Raises ValueError without values."""
+    """Counts of values in bins, kept below rejected, with a line at each limit. Raises ValueError without values.
+
+    The last bin takes in a long tail above, so that the bins are narrow where the clips and the limits are.
+    """
     if not len(kept) and not len(rejected):
         raise ValueError("a histogram needs at least one value")
-    ends = [float(end) for group in (kept, rejected) if len(group) for end in (np.min(group), np.max(group))]
-    ends += [limit.value for limit in limits]
+    values = np.concatenate([np.asarray(group, np.float64) for group in (kept, rejected)])
+    ends = [float(np.min(values)), float(np.max(values)), *(limit.value for limit in limits)]
     low, high = min(ends), max(ends)
+    tail = max(float(np.percentile(values, 95)), *(limit.value + abs(limit.value) for limit in limits), low)
+    has_tail = len(values) >= TAIL_VALUES and high - low > 2 * (tail - low) > 0
+    high = tail if has_tail else high
     margin = (high - low) * 0.02 or max(abs(high) * 0.05, 0.5)
     low, high = (0.0 if 0 <= low < margin * 5 else low - margin), high + margin
-    stacks = [np.histogram(group, bins, (low, high))[0].tolist() for group in (kept, rejected)]
+    stacks = [np.histogram(np.minimum(group, high), bins, (low, high))[0].tolist() for group in (kept, rejected)]
     counts = list(zip(*stacks, strict=True))
     top = max(sum(pair) for pair in counts)
     frame = _Frame(low, high, 0, top * 1.08)
-    parts = [frame.axes(unit, "clips")]
+    parts = [frame.axes(f"{unit}; the last bar is of all above" if has_tail else unit, "clips")]
     for index, (in_, out) in enumerate(counts):
         start, end = low + (high - low) * index / bins, low + (high - low) * (index + 1) / bins
-        said = f"{start:.3g} to {end:.3g}: {in_} kept, {out} rejected"
+        upto = "and above" if has_tail and index == bins - 1 else f"to {end:.3g}"
+        said = f"{start:.3g} {upto}: {in_} kept, {out} rejected"
         parts += frame.bar(start, end, 0, in_, "kept", said) + frame.bar(start, end, in_, in_ + out, "rejected", said)
     for limit in limits:
         x = frame.x(limit.value)

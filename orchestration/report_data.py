@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from curation.config import Rule
 from orchestration.charts import Limit, histogram
+from orchestration.page import format_bytes, format_seconds
 from pipelines.artifacts import Workspace
 from pipelines.recipe import Recipe
 
@@ -71,6 +72,8 @@ class DataPart:
     tables: list[dict[str, Any]] = field(default_factory=list)
     rules: list[dict[str, Any]] = field(default_factory=list)
     states: list[tuple[str, int]] = field(default_factory=list)
+    amounts: list[tuple[str, str]] = field(default_factory=list)
+    """Hours, bytes, work so far."""
     histograms: list[Chart] = field(default_factory=list)
     sheets: list[Sheet] = field(default_factory=list)
     errors: list[dict[str, Any]] = field(default_factory=list)
@@ -98,10 +101,27 @@ def read_data(workspace: Workspace, recipe: Recipe) -> DataPart:
     if clips.num_rows == 0:
         part.note = f"The table of clips is empty. It is filled by: flashvideo curate --root {workspace.root}"
         return part
+    part.amounts = _amounts(store, workspace)
     _funnel(part, clips, rules)
     _histograms(part, clips, rules)
     _sheets(part, clips, store, workspace, rules)
     return part
+
+
+def _amounts(store: Store, workspace: Workspace) -> list[tuple[str, str]]:
+    sources = store.read("sources", ["bytes", "duration_s"], "present = true", ordered=False)
+    runs = store.read("runs", ["seconds"], ordered=False)
+    clips, kept = (store.read("clips", ["duration_s"], where, ordered=False) for where in (None, "state = 'kept'"))
+    films, cut, held = (float(pc.sum(rows["duration_s"]).as_py() or 0) for rows in (sources, clips, kept))
+    pictures, tables = (
+        sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) for folder in (workspace.tracks, workspace.store)
+    )
+    return [
+        ("sources", f"{sources.num_rows:,} files, {format_bytes(pc.sum(sources['bytes']).as_py() or 0)}, {format_seconds(films)} of video"),
+        ("clips", f"{format_seconds(cut)} of video, {format_seconds(held)} of it kept"),
+        ("on disk", f"{format_bytes(pictures)} of tracks and thumbnails, {format_bytes(tables)} of tables"),
+        ("work", f"{format_seconds(pc.sum(runs['seconds']).as_py() or 0)} of the workers, the last execution of every step"),
+    ]
 
 
 def _funnel(part: DataPart, clips: pa.Table, rules: tuple[Rule, ...]) -> None:
@@ -159,21 +179,40 @@ def _unit(column: str) -> str:
 
 
 def _sheets(part: DataPart, clips: pa.Table, store: Store, workspace: Workspace, rules: tuple[Rule, ...]) -> None:
-    """Kept clips; clips just below and just above the motion threshold."""
+    """Kept clips; clips just below and just above each rule's threshold, motion first."""
     motion = next((rule for rule in rules if rule.column.startswith("motion")), None)
     kept = clips["clip_id"].filter(pc.fill_null(pc.equal(clips["state"], "kept"), False))
     shown = spread(kept, SHEET_CLIPS)
     part.sheets.append(_sheet("Kept", f"{len(shown)} of {len(kept):,}, evenly from all kept clips", shown, store, workspace, motion))
     if motion is None or motion.at_least is None:
         part.sheet_note = "The policy has no motion rule with at_least, so there is no threshold to look around."
-        return
-    videos = clips.filter(pc.and_(pc.equal(clips["media_type"], "video"), clips[motion.column].is_valid()))
-    score = videos[motion.column]
-    passes = pc.greater_equal(score, pa.scalar(motion.at_least, pa.float64()).cast(score.type))  # as the policy compares
-    about = f"{motion.column} nearest {{}} {motion.at_least:g} {_unit(motion.column)}"
-    for side, mask, order in (("below", pc.invert(passes), "descending"), ("above", passes, "ascending")):
-        nearest = videos.filter(mask).sort_by([(motion.column, order), ("clip_id", "ascending")])["clip_id"][:SHEET_CLIPS].to_pylist()
-        part.sheets.append(_sheet(f"Just {side} the motion threshold", about.format(side), nearest, store, workspace, motion))
+    for rule in sorted(rules, key=lambda rule: rule is not motion):
+        for bound, least in ((rule.at_least, True), (rule.at_most, False)):
+            if bound is not None:
+                part.sheets += _around(rule, bound, least, rule is motion, clips, store, workspace)
+
+
+def _around(rule: Rule, bound: float, least: bool, both: bool, clips: pa.Table, store: Store, workspace: Workspace) -> list[Sheet]:
+    """The clips nearest a threshold. A side that passes with one value throughout (no damage, no duplicate) shows nothing, nor does an
+    empty one; `both`: the two sides whatever they hold."""
+    judged = clips if rule.media == "any" else clips.filter(pc.fill_null(pc.equal(clips["media_type"], rule.media), False))
+    scored = judged.select(["clip_id", rule.column]).filter(judged[rule.column].is_valid())
+    score = scored[rule.column]
+    limit = pa.scalar(bound, pa.float64())
+    limit = limit.cast(score.type) if pa.types.is_floating(score.type) else limit  # as the policy compares
+    above = (pc.greater_equal if least else pc.greater)(score, limit)
+    sheets = []
+    for side, mask, order in (("below", pc.invert(above), "descending"), ("above", above, "ascending")):
+        rows = scored.filter(mask)
+        passes = (side == "above") == least
+        if not both and (rows.num_rows == 0 or (passes and pc.count_distinct(rows[rule.column]).as_py() == 1)):
+            continue
+        nearest = pc.select_k_unstable(rows, min(SHEET_CLIPS, rows.num_rows), [(rule.column, order), ("clip_id", "ascending")])
+        unit = f" ({_unit(rule.column)})" if _unit(rule.column) else ""
+        about = f"{rule.column} nearest {side} {bound:g}{unit}" + ("" if passes else ": this rule turns them away")
+        title = f"Just {side} the {rule.name} threshold"
+        sheets.append(_sheet(title, about, rows["clip_id"].take(nearest).to_pylist(), store, workspace, rule))
+    return sheets
 
 
 def spread(values: pa.ChunkedArray, count: int) -> list[str]:
@@ -184,21 +223,22 @@ def spread(values: pa.ChunkedArray, count: int) -> list[str]:
     return [values[index * len(values) // count].as_py() for index in range(count)]
 
 
-def _sheet(title: str, about: str, clip_ids: list[str], store: Store, workspace: Workspace, motion: Rule | None) -> Sheet:
+def _sheet(title: str, about: str, clip_ids: list[str], store: Store, workspace: Workspace, rule: Rule | None) -> Sheet:
     from curation.expression import any_of
 
     columns = ["clip_id", "uri", "media_type", "start_us", "end_us", "state", "reject_reason", "camera_move", "caption"]
-    columns += [motion.column] if motion is not None else []
+    columns += [rule.column] if rule is not None and rule.column not in columns else []
     rows = {row["clip_id"]: row for row in store.read("clips", columns, any_of("clip_id", clip_ids)).to_pylist()} if clip_ids else {}
-    return Sheet(title, about, tuple(_thumb(rows[clip_id], workspace, motion) for clip_id in clip_ids))
+    return Sheet(title, about, tuple(_thumb(rows[clip_id], workspace, rule) for clip_id in clip_ids))
 
 
-def _thumb(row: dict[str, Any], workspace: Workspace, motion: Rule | None) -> Thumb:
+def _thumb(row: dict[str, Any], workspace: Workspace, rule: Rule | None) -> Thumb:
     path = workspace.tracks / "thumbs" / f"{row['clip_id']}.jpg"
     timed = row["media_type"] == "video" and row["start_us"] is not None
-    score = None if motion is None else row[motion.column]
+    score = None if rule is None else row[rule.column]
     facts = [f"{row['start_us'] / 1e6:.2f}–{row['end_us'] / 1e6:.2f} s"] if timed else []
-    facts += [f"motion {score:.2f}"] if score is not None else []
+    if rule is not None and score is not None:
+        facts.append(f"{rule.name.replace('_', ' ')} {f'{score:.2f}' if isinstance(score, float) else score}")
     facts += [row["camera_move"]] if row["camera_move"] else []
     lines = [Path(row["uri"]).name, " · ".join(facts)]
     if row["reject_reason"]:

@@ -66,6 +66,7 @@ def fill_store(workspace: Workspace, clips: int = 40) -> None:
                 "media_type": "video",
                 "start_us": index * 1_250_000,
                 "end_us": (index + 1) * 1_250_000,
+                "duration_s": 1.25,
                 "short_side_px": 1080 if index % 7 else 720,
                 "split": "val" if index % 5 == 0 else "train",
                 "corrupt_frames": 0,
@@ -301,12 +302,35 @@ def test_sheets_show_the_clips_nearest_the_threshold(whole: tuple[Workspace, Rec
         value for value in Store.open(workspace.store).read("clips", ["motion_proxy"])["motion_proxy"].to_pylist() if value is not None
     ]
     below = text[text.index("Just below the motion") : text.index("Just above the motion")]
-    above = text[text.index("Just above the motion") : text.index('id="errors"')]
+    above = text[text.index("Just above the motion") : text.index("Just below the resolution")]
     shown_below = [float(value) for value in re.findall(r"motion (\d+\.\d\d) ·", below)]
     shown_above = [float(value) for value in re.findall(r"motion (\d+\.\d\d) ·", above)]
     assert shown_below == [round(value, 2) for value in sorted((v for v in motion if v < 1.1), reverse=True)[:12]]
     assert shown_above == [round(value, 2) for value in sorted(v for v in motion if v >= 1.1)[:12]]
     assert below.count("data:image/jpeg") == len(shown_below) > 3
+
+
+def test_every_threshold_has_its_sheets_where_they_show_something(whole: tuple[Workspace, Recipe, str]) -> None:
+    workspace, _, text = whole
+    data = text[text.index('id="data"') : text.index('id="errors"')]
+    titles = re.findall(r"<h3>(Just [^<]+) threshold</h3>", data)
+    assert titles == [
+        "Just below the motion", "Just above the motion", "Just below the resolution", "Just above the aesthetic",
+    ], "no aesthetic below 3; 1080 above, no damage, no black and no duplicate throughout: nothing to look at"  # fmt: skip
+    scores = Store.open(workspace.store).read("clips", ["aesthetic_proxy"])["aesthetic_proxy"].to_pylist()
+    above = data[data.index("Just above the aesthetic") :]
+    assert [float(value) for value in re.findall(r"aesthetic (\d+\.\d\d) ·", above)] == [
+        round(score, 2) for score in sorted(score for score in scores if score >= 3.0)[:12]
+    ]
+    assert "short_side_px nearest below 1080 (px): this rule turns them away" in data
+
+
+def test_hours_and_work_so_far(whole: tuple[Workspace, Recipe, str]) -> None:
+    workspace, _, text = whole
+    store = Store.open(workspace.store)
+    seconds = [sum(store.read("clips", ["duration_s"], where)["duration_s"].to_pylist()) for where in (None, "state = 'kept'")]
+    assert f"{format_seconds(seconds[0])} of video, {format_seconds(seconds[1])} of it kept" in text
+    assert "3.2 s of the workers" in text
 
 
 def test_pictures_are_inlined_whole(whole: tuple[Workspace, Recipe, str]) -> None:
@@ -406,6 +430,14 @@ def test_a_histogram_counts_every_value_once() -> None:
     assert "<svg" in histogram([2.0], [], [], "px")
     with pytest.raises(ValueError, match="at least one value"):
         histogram([], [], [], "px")
+
+
+def test_a_long_tail_is_one_bar_and_leaves_the_limit_room() -> None:
+    svg = histogram([*(i / 20 for i in range(40)), 75.0], [0.5], [Limit(1.1, "motion ≥ 1.1")], "px")
+    bars = re.findall(r'class="kept"[^>]*><title>([^:]*): (\d+) kept', svg)
+    assert sum(int(n) for _, n in bars) == 41
+    assert bars[-1][0].endswith("and above") and float(bars[-1][0].split()[0]) < 2.2 and "the last bar is of all above" in svg
+    assert "and above" not in histogram([*(i / 20 for i in range(40)), 3.0], [0.5], [], "px")
 
 
 def test_curves_keep_order_and_leave_gaps_out() -> None:
