@@ -40,6 +40,8 @@ SHOWN_ROWS = 10
 SHEET_CLIPS = 60
 """Clips of a contact sheet where no limit is given."""
 CAPTION_WIDTH = 48
+MOST_ROWS = 2**63 - 1
+"""The engine counts rows in 64 bits."""
 
 DEFAULT_COLUMNS = {
     "clips": (
@@ -115,7 +117,7 @@ class Query:
         """At most this many rows."""
         if count < 1:
             raise QueryError(f"limit is {count}; give 1 or more")
-        return replace(self, most=count)
+        return replace(self, most=min(count, MOST_ROWS))
 
     def columns(self, *names: str) -> Query:
         """Only these columns, in this order."""
@@ -324,6 +326,10 @@ def run_query(
         _check_printed(format)
     elif count or by:
         raise QueryError("--export writes rows and clips; --count and --by print (redirect them to keep them)")
+    if count and by:
+        raise QueryError("--count is one number and --by a table of them; give one of the two")
+    if sheet is not None and (count or by):
+        raise QueryError("--sheet shows the rows' pictures; --count and --by show no rows")
     _check_writable(sheet)
     try:
         query = _build(store_path, table, where, order_by, limit, columns, tag)
@@ -349,6 +355,10 @@ def run_query(
         return _render(query.to_arrow(), format or "table", total, shorten=columns is None) + note
     except StoreError as error:
         raise QueryError(str(error)) from None
+    except OSError as error:
+        if error.errno is None:  # the engine's own, which says more in its words
+            raise
+        raise QueryError(f"cannot write {error.filename or export or sheet}: {os.strerror(error.errno)}") from None
 
 
 def _write_sheet(query: Query, path: Path, thumbs_folder: Path) -> int:

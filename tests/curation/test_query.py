@@ -305,6 +305,9 @@ def test_the_table_is_readable(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ({"export": "/nowhere/at/all.json"}, "cannot write /nowhere/at/all.json"),
         ({"export": "clips"}, "cannot tell the format of clips: end it in .json, .csv, .parquet, .lance, or add --format clips"),
         ({"export": "a.json", "count": True}, "--count and --by print"),
+        ({"export": "/proc/a.parquet"}, "cannot write /proc/a.parquet: No such file"),
+        ({"count": True, "by": "state"}, "give one of the two"),
+        ({"by": "state", "sheet": "x.png", "thumbs_folder": "."}, "--count and --by show no rows"),
         ({"export": "a.json", "format": "table"}, "no format 'table' for files"),
         ({"export": "a", "format": "clips", "table": "errors"}, "format clips cuts clips; the table is errors"),
         ({"export": "a", "format": "clips", "cut": "trim"}, "cut is 'trim'"),
@@ -313,6 +316,10 @@ def test_the_table_is_readable(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_command_mistakes(path: Path, arguments: dict[str, object], message: str) -> None:
     with pytest.raises(QueryError, match=message):
         run_query(path, **arguments)  # type: ignore[arg-type]
+
+
+def test_a_limit_beyond_64_bits_is_no_limit(path: Path) -> None:
+    assert run_query(path, columns="clip_id", limit=10**20) == run_query(path, columns="clip_id")
 
 
 def test_no_store_is_one_line(tmp_path: Path) -> None:
