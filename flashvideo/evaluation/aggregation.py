@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from flashvideo.evaluation.fusion import MappingTable, fuse
+from flashvideo.evaluation.fusion import MappingTable, fuse, fused_fields
 from flashvideo.evaluation.protocol import VBenchProtocol
 from flashvideo.evaluation.score_store import VideoScore
 from flashvideo.evaluation.scores import ClipScore
@@ -52,6 +52,8 @@ class Part(NamedTuple):
     value: float
     """The video's own score."""
     clips: dict[str, float]
+    extras: dict[str, dict[str, Any]]
+    """Clip -> the reference's further fields."""
 
 
 def video_parts(
@@ -69,15 +71,25 @@ def video_parts(
     parts = []
     for one in ordered:
         clips = {name: value for name, clip in chosen[id(one)].items() if (value := clip.value) is not None}
+        extras = {name: clip.extras for name, clip in chosen[id(one)].items() if clip.extras}
         if fused:
-            clips = {name: fuse(value, one.score.across, tables[dimension]) for name, value in clips.items()}
-        part = _part(dimension, one, clips, chosen[id(one)], protocol)
+            table, across = tables[dimension], one.score.across
+            extras = {name: fused_fields(value, across, table) for name, value in clips.items()}
+            clips = {name: fuse(value, across, table) for name, value in clips.items()}
+        part = _part(dimension, one, clips, chosen[id(one)], protocol, extras)
         if part is not None:
             parts.append(part)
     return parts, problems
 
 
-def _part(dimension: str, one: Scored, clips: dict[str, float], raw: dict[str, ClipScore], protocol: VBenchProtocol) -> Part | None:
+def _part(
+    dimension: str,
+    one: Scored,
+    clips: dict[str, float],
+    raw: dict[str, ClipScore],
+    protocol: VBenchProtocol,
+    extras: dict[str, dict[str, Any]],
+) -> Part | None:
     if not clips:
         return None
     mean = math.fsum(clips.values()) / len(clips)
@@ -90,7 +102,7 @@ def _part(dimension: str, one: Scored, clips: dict[str, float], raw: dict[str, C
         numerator, denominator = math.fsum(clips.values()), float(len(clips))
     else:
         numerator, denominator = mean, 1.0
-    return Part(one.item.name, one.item.prompt.text, one.item.index, numerator, denominator, mean, clips)
+    return Part(one.item.name, one.item.prompt.text, one.item.index, numerator, denominator, mean, clips, extras)
 
 
 def _static_clips(ordered: Sequence[Scored]) -> tuple[dict[int, dict[str, ClipScore]], list[Problem]]:

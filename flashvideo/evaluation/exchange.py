@@ -1,6 +1,7 @@
 """VBench's own files in and out: eval_results.json, full_info.json, and the leaderboard's zip. Light.
 
-    {name}_eval_results.json   {dimension: [score, [per clip], [per video]]}; the third list is VBench-Long's
+    {name}_eval_results.json   {dimension: [score, [per clip], [per video]]}; the third list is VBench-Long's, whose fused
+                               dimensions have two, each clip with inclip_score, clip2clip_score, mapped_clip2clip_score
     {name}_full_info.json      the prompts in use with their video_list
 
 Source: Vchitect/VBench vbench/__init__.py, vbench2_beta_long, the leaderboard's app, commit 45e79ec.
@@ -61,6 +62,11 @@ def read_eval_results(path: Path) -> ImportedResults:
     if not isinstance(data, dict):
         raise ExchangeError(f"{path} must map dimensions to [score, videos], as VBench's eval_results.json does")
     return _imported(data, path.name)
+
+
+def read_any_results(path: Path) -> ImportedResults:
+    """An eval_results.json or a leaderboard's zip of them."""
+    return read_leaderboard_zip(path) if path.suffix.lower() == ".zip" else read_eval_results(path)
 
 
 def _imported(data: Mapping[str, Any], origin: str) -> ImportedResults:
@@ -124,7 +130,8 @@ def _exported(outcome: DimensionOutcome, long: bool) -> list[Any]:
         for clip, value in sorted(video.clips.items())
     ]
     rows: list[Any] = [outcome.score, clips]
-    if long:
+    fused = any("mapped_clip2clip_score" in clip for clip in clips)
+    if long and not fused:
         rows.append(
             [{"video_path": f"{video.video}.mp4", "video_results": _reference_value(name, video.value)} for video in outcome.videos]
         )
@@ -157,6 +164,16 @@ def write_exchange(folder: Path, name: str, results: VBenchResults, items: Seque
         write_text(path, json.dumps(data, indent=4, allow_nan=False))
         written.append(path)
     return written[0], written[1]
+
+
+def write_submission(folder: Path, name: str, results: VBenchResults) -> Path | None:
+    """`{name}_leaderboard.zip` of `{name}_eval_results.json`. None, and no such file, where a stand-in scored a dimension."""
+    path = folder / f"{name}_leaderboard.zip"
+    if any(one.stand_in for one in results.dimensions):
+        path.unlink(missing_ok=True)
+        return None
+    write_leaderboard_zip(path, [folder / f"{name}_eval_results.json"])
+    return path
 
 
 def write_leaderboard_zip(path: Path, files: Sequence[Path]) -> None:

@@ -64,3 +64,9 @@ def fuse(in_clip: float, across: float | None, table: MappingTable) -> float:
     """One clip's score out of its own and its video's across-clips score (None: the video has one clip)."""
     mapped = table(0.0 if across is None else across)
     return in_clip if mapped == 0.0 else IN_CLIP_WEIGHT * in_clip + ACROSS_WEIGHT * mapped
+
+
+def fused_fields(in_clip: float, across: float | None, table: MappingTable) -> dict[str, float]:
+    """What the reference's file says of a fused clip besides its score; a missing across-clips score is 0 there."""
+    score = 0.0 if across is None else across
+    return {"inclip_score": in_clip, "clip2clip_score": score, "mapped_clip2clip_score": table(score)}

@@ -417,6 +417,13 @@ def test_a_video_without_a_coloured_object_is_dropped():
     assert scored(ObjectDimension("color", half, True), flat(*[0] * 16), prompt).value == 0.5
 
 
+def test_a_colour_that_is_not_counted_is_refused():
+    """Of the captions "a brown dog" none would count as coloured, so every share would be of nothing."""
+    prompt = Prompt(text="a brown dog", dimensions=("color",), auxiliary={"color": {"color": "brown"}})
+    with pytest.raises(ValueError, match='color looks for "brown"; it counts captions with one of white, red'):
+        ObjectDimension("color", Scripted(), True).start(ClipFacts(3, 8, 32, 48), prompt)
+
+
 @pytest.mark.parametrize(("prompt", "colour", "wanted"), [("a red bicycle", "red", "bicycle"), ("an orange bird", "orange", "bird")])
 def test_the_coloured_object_is_the_rest_of_the_prompt(prompt, colour, wanted):
     assert coloured_object(prompt, colour) == wanted
@@ -534,7 +541,7 @@ def test_appearance_style_is_the_mean_cosine_of_every_frame():
     score = scored(AppearanceStyle(ZeroMeanEncoder()), flat(255, 255, 0), prompt)  # the dark frame's normalised red is negative
     assert score.extras["frame_results"] == pytest.approx([0.6, 0.6, -0.6])
     assert (score.value, score.count) == (pytest.approx(0.2), 3)
-    assert score.extras["cur_sim"] == score.value
+    assert score.extras["cur_sim"] == pytest.approx(-0.6)  # the last frame's, as in the reference
 
 
 def test_video_text_sees_the_middle_8_frames_and_the_short_prompt():

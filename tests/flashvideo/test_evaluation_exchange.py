@@ -71,6 +71,13 @@ def test_plain_vbench_has_two_list_items_and_the_references_extras():
     }
 
 
+def test_a_fused_dimension_has_two_list_items_and_both_scores_of_each_clip():
+    fields = {"inclip_score": 0.5, "clip2clip_score": 0.25, "mapped_clip2clip_score": 0.75}
+    made = results(outcome("subject_consistency", 0.625, 0.625, **{"000": fields, "001": fields}))
+    score, clips = eval_results(made)["subject_consistency"]
+    assert (score, clips[0]) == (0.625, {"video_path": "a cat-0_000.mp4", "video_results": 0.625, **fields})
+
+
 def test_full_info_keeps_prompt_dimensions_and_what_to_look_for():
     assert full_info(items()) == [
         {

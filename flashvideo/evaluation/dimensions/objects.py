@@ -167,6 +167,8 @@ class ObjectDimension:
 
     def _colour(self, prompt: Prompt) -> Callable[[Frames], ClipScore]:
         colour = look_for(prompt, self.name, "color")["color"]
+        if not any(name in colour for name in COLOURS):
+            raise ValueError(f'color looks for "{colour}"; it counts captions with one of {", ".join(COLOURS)}')
         wanted = coloured_object(prompt.text, colour)
 
         def rule(frames: Frames) -> ClipScore:

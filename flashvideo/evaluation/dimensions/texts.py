@@ -79,9 +79,13 @@ class SceneMeasurement:
 
 
 class AppearanceStyle:
-    """Mean cosine of every frame with the style's text."""
+    """Mean cosine of every frame with the style's text.
 
-    name, version = "appearance_style", "vbench@45e79ec/1"
+    The reference's `cur_sim` is its loop variable, so the last frame's: all that its n processes average (its pull request 207).
+    One process averages the frames, as here for any number of workers.
+    """
+
+    name, version = "appearance_style", "vbench@45e79ec/2"
 
     def __init__(self, clip_b: ImageTextEncoder) -> None:
         self.networks: Mapping[str, Network] = {"encoder": clip_b}
@@ -110,7 +114,7 @@ class AppearanceMeasurement:
     def result(self) -> ClipScore:
         self._flush()
         score = mean_score(self._scores)
-        return score.model_copy(update={"extras": {"frame_results": self._scores, "cur_sim": score.value}})
+        return score.model_copy(update={"extras": {"frame_results": self._scores, "cur_sim": self._scores[-1]}})
 
 
 class VideoText:
