@@ -38,8 +38,7 @@ def bootstrap(parts: Mapping[str, Sequence[Part]], draws: int = 1000, seed: int 
         groups.setdefault(tuple(members[prompt]), []).append(prompt)
     generator = np.random.default_rng(seed)
     weights: dict[str, np.ndarray] = {}
-    for key in sorted(groups):  # prompts of the same dimensions stand for each other
-        prompts = groups[key]
+    for prompts in _strata(groups):
         drawn = generator.multinomial(len(prompts), np.full(len(prompts), 1 / len(prompts)), size=draws)
         weights.update({prompt: drawn[:, place] for place, prompt in enumerate(prompts)})
     scores = {name: _drawn_scores(parts[name], weights) for name in names}
@@ -49,6 +48,20 @@ def bootstrap(parts: Mapping[str, Sequence[Part]], draws: int = 1000, seed: int 
         for field in ("total", "quality", "semantic"):
             found[field] = _interval(np.array([getattr(row, field) for row in rows]))
     return found
+
+
+def _strata(groups: Mapping[tuple[str, ...], list[str]]) -> list[list[str]]:
+    """Prompts that stand for each other: those of the same dimensions. A lone one would never vary, so it joins the largest
+    group that shares a dimension with it, where there is one."""
+    strata = [(set(key), list(groups[key])) for key in sorted(groups)]
+    for lone in [one for one in strata if len(one[1]) == 1]:
+        others = [one for one in strata if one is not lone and one[0] & lone[0]]
+        if others and len(lone[1]) == 1:
+            names, prompts = max(others, key=lambda one: len(one[1]))
+            names |= lone[0]
+            prompts += lone[1]
+            strata = [one for one in strata if one is not lone]
+    return [prompts for _, prompts in strata]
 
 
 def _drawn_scores(parts: Sequence[Part], weights: Mapping[str, np.ndarray]) -> np.ndarray:

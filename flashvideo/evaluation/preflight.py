@@ -46,20 +46,23 @@ class Preflight:
     """Of pixels held at once by the largest video, without networks, about."""
     problems: tuple[Problem, ...]
 
-    def lines(self) -> list[str]:
-        """As text."""
+    def lines(self, more: Sequence[Problem] = ()) -> list[str]:
+        """As text. `more`: the folder's problems, counted with those found here."""
         text = [f"{len(self.items)} videos, {self.frames} frames"]
         text += [f"  {count:>6} x {size}" for size, count in sorted(self.sizes.items())]
-        text += [f"  {count:>6} videos of {clips} clip{'s' if clips != 1 else ''}" for clips, count in sorted(self.clips.items())]
+        text += [
+            f"  {count:>6} video{'s' if count != 1 else ''} of {clips} clip{'s' if clips != 1 else ''}"
+            for clips, count in sorted(self.clips.items())
+        ]
         text += [f"  {name:<24}{count:>10} passes" for name, count in self.passes.items()]
         text.append(f"  pixels held at once: {self.peak_bytes / 2**20:.0f} MiB at most, networks apart")
-        kinds = Counter(problem.kind for problem in self.problems)
-        text += [f"  {count:>6} problems: {kind}" for kind, count in sorted(kinds.items())]
+        kinds = Counter(problem.kind for problem in (*more, *self.problems))
+        text += [f"  {count:>6} problem{'s' if count != 1 else ''}: {kind}" for kind, count in sorted(kinds.items())]
         return text
 
 
 def look(items: Sequence[VideoItem], protocol: VBenchProtocol, expected_frames: int | None = None) -> Preflight:
-    """Probes every video (no decoding). One that cannot be scored is a fatal problem; another length than most is told."""
+    """Probes every video (no decoding). One that cannot be scored is a fatal problem; where most have one length, another is told."""
     good: list[tuple[VideoItem, VideoFacts, tuple[ClipSpan, ...]]] = []
     problems: list[Problem] = []
     for item in items:
@@ -72,11 +75,11 @@ def look(items: Sequence[VideoItem], protocol: VBenchProtocol, expected_frames: 
                 problems.append(fault)
         except ValueError as error:  # VideoFileError, or a rate without clips
             problems.append(Problem(kind="unreadable", item=item.path.name, message=str(error)))
-    usual = Counter(facts.frames for _, facts, _ in good).most_common(1)[0][0] if good else 0
+    usual = _usual_frames([facts for _, facts, _ in good])
     sizes: Counter[str] = Counter()
     passes: Counter[str] = Counter()
     for item, facts, spans in good:
-        if facts.frames != usual:
+        if usual is not None and facts.frames != usual:
             message = f"{item.path.name} has {facts.frames} frames, most have {usual}"
             problems.append(Problem(kind="frames", item=item.path.name, message=message, fatal=False))
         sizes[f"{facts.width}x{facts.height}, {facts.frame_rate_hz:g} frames/s, {facts.frames} frames"] += 1
@@ -91,6 +94,14 @@ def look(items: Sequence[VideoItem], protocol: VBenchProtocol, expected_frames: 
         peak_bytes=max((_peak_bytes(item, facts, protocol) for item, facts, _ in good), default=0),
         problems=tuple(problems),
     )
+
+
+def _usual_frames(facts: Sequence[VideoFacts]) -> int | None:
+    """The length of more than half of the videos; None where no length is: one's own videos may all differ."""
+    for frames, count in Counter(one.frames for one in facts).most_common(1):
+        if 2 * count > len(facts):
+            return frames
+    return None
 
 
 def _fault(item: VideoItem, facts: VideoFacts, protocol: VBenchProtocol, expected_frames: int | None) -> Problem | None:

@@ -4,12 +4,14 @@ A suite file is VBench_full_info.json, or a list of the same entries for videos 
 
     [{"prompt_en": "...", "dimension": ["scene"], "auxiliary_info": {...}, "video_list": ["a.mp4"]}]
 
-Without `video_list` videos are found by name, `{prompt_en}-{index}.mp4`, in the folder or in its dimension folders.
+Without `video_list` videos are found by name, `{prompt_en}-{index}.mp4`, in the folder or in its dimension folders. A
+`video_list` may name videos of other formats.
 Source: Vchitect/VBench README, vbench/VBench_full_info.json, dimension_to_folder.json, commit 45e79ec.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -32,6 +34,11 @@ FOLDER_OF: dict[str, str] = {name: name for name in DIMENSIONS} | {
 """dimension_to_folder.json."""
 FULL_INFO_AT = "VBench_full_info.json is in github.com/Vchitect/VBench under vbench/"
 NAME = re.compile(r"^(?P<prompt>.+)-(?P<index>\d+)$")
+SUFFIX = ".mp4"
+OTHER_SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".webm")
+"""Of videos that count only where a video_list names them: VBench finds .mp4 by name."""
+MORE_SAMPLES = "temporal_flickering"
+"""The dimension that takes any number of videos of a prompt: its static filter keeps the first 5 that stand still."""
 
 
 class SuiteError(ValueError):
@@ -42,7 +49,8 @@ class Problem(Record):
     """One thing wrong with one item."""
 
     kind: str
-    """missing, duplicate, name, case (of a folder); unreadable, frames, size, video, dimension, static (of a video); score (of a file)."""
+    """Of a folder: missing, duplicate, name, samples, case; of a video: unreadable, frames, size, video, dimension, static; of a
+    file: score."""
     item: str
     message: str
     fatal: bool = True
@@ -113,22 +121,27 @@ def find_videos(
     Raises SuiteError for a folder without a video. What is missing, double or unexpected is a problem, told once each.
     """
     wanted = set(dimensions)
-    paths = sorted(path for path in folder.rglob("*.mp4") if path.is_file() and not path.name.startswith("."))
-    if not paths:
+    listed = _listed(prompts)
+    paths = _video_paths(folder)
+    if not any(path.suffix.lower() == SUFFIX or _place(path, folder, listed) for path in paths):
         raise SuiteError(f"{folder} holds no .mp4 video" if folder.is_dir() else f"{folder} is no folder")
-    listed = {str(Path(video)): prompt for prompt, videos in prompts for video in videos}
     by_text = {prompt.text: prompt for prompt, videos in prompts}
     items: list[VideoItem] = []
     problems: list[Problem] = []
     seen: dict[tuple[str, str, int], Path] = {}
     for path in paths:
         place = path.relative_to(folder).as_posix()
-        found = _prompt_of(path, place, listed, by_text)
+        given = _place(path, folder, listed)
+        found = given or _named(path, by_text)
         if found is None:
             problems.append(Problem(kind="name", item=place, message=_name_message(path, by_text)))
             continue
         prompt, index = found
         names = tuple(name for name in _of_folder(path.parent.name, prompt.dimensions) if name in wanted)
+        if given is None and index >= samples and set(names) - {MORE_SAMPLES}:
+            names = tuple(name for name in names if name == MORE_SAMPLES)
+            message = f"{place} is beyond the {samples} videos that count of a prompt, 0 to {samples - 1}; --samples takes more"
+            problems.append(Problem(kind="samples", item=place, message=message))
         doubles = [(name, seen[(prompt.text, name, index)]) for name in names if (prompt.text, name, index) in seen]
         if doubles:
             other = doubles[0][1].relative_to(folder).as_posix()
@@ -141,17 +154,41 @@ def find_videos(
     return Suite(tuple(items), tuple(problems))
 
 
-def _prompt_of(path: Path, place: str, listed: dict[str, Prompt], by_text: dict[str, Prompt]) -> tuple[Prompt, int] | None:
+def _video_paths(folder: Path) -> list[Path]:
+    """Every file with a video's suffix, in order."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in (SUFFIX, *OTHER_SUFFIXES) and path.is_file() and not path.name.startswith(".")
+    )
+
+
+def _listed(prompts: Sequence[tuple[Prompt, tuple[str, ...]]]) -> dict[str, tuple[Prompt, int]]:
+    """Each file of a video_list with its prompt and index: the name's own where it follows the rule, the first that is free else."""
+    found: dict[str, tuple[Prompt, int]] = {}
+    for prompt, videos in prompts:
+        named = {video: int(name["index"]) for video in videos if (name := NAME.match(Path(video).stem)) and name["prompt"] == prompt.text}
+        free = (index for index in itertools.count() if index not in named.values())
+        found |= {str(Path(video)): (prompt, named[video] if video in named else next(free)) for video in videos}
+    return found
+
+
+def _place(path: Path, folder: Path, listed: dict[str, tuple[Prompt, int]]) -> tuple[Prompt, int] | None:
+    """What a video_list says of the file: by its place in the folder, its name, its path."""
+    keys = (path.relative_to(folder).as_posix(), path.name, str(path), str(path.resolve()))
+    return next((listed[key] for key in keys if key in listed), None)
+
+
+def _named(path: Path, by_text: dict[str, Prompt]) -> tuple[Prompt, int] | None:
     named = NAME.match(path.stem)
-    for key in (place, path.name, str(path)):
-        if key in listed:
-            return listed[key], int(named["index"]) if named else 0
-    if named and named["prompt"] in by_text:
-        return by_text[named["prompt"]], int(named["index"])
-    return None
+    if path.suffix.lower() != SUFFIX or named is None or named["prompt"] not in by_text:
+        return None
+    return by_text[named["prompt"]], int(named["index"])
 
 
 def _name_message(path: Path, by_text: dict[str, Prompt]) -> str:
+    if path.suffix.lower() != SUFFIX:
+        return f'"{path.name}" is no .mp4; a video of another format must stand in a video_list'
     named = NAME.match(path.stem)
     if named is None:
         return f'"{path.name}" must be named "{{prompt}}-{{index}}.mp4", or stand in a video_list'

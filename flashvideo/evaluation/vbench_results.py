@@ -114,7 +114,11 @@ def assemble(
         protocol=protocol.described(),
         dimensions=tuple(outcomes),
         totals=asdict(totals({one.dimension: one.score for one in outcomes if one.score is not None})),
-        intervals={name: tuple(intervals[name]) for name in ("total", "quality", "semantic") if name in intervals},
+        intervals={
+            name: tuple(intervals[name])
+            for name in ("total", "quality", "semantic")
+            if name in intervals and all(map(math.isfinite, intervals[name]))
+        },
         problems=tuple(sorted(found_problems, key=lambda one: (one.kind, one.item, one.message))),
         notes=tuple(_notes(protocol, outcomes)),
         published={"source": SOURCE, "table_1": table_1_rows(), "rates": published_rates()},
@@ -140,10 +144,9 @@ def with_imported(results: VBenchResults, scores: Mapping[str, float], origin: s
 
 
 def _outcome(name: str, scored: Sequence[Scored], parts: Sequence[Part]) -> DimensionOutcome:
-    extras = {one.item.name: {clip: score.extras for clip, score in one.score.clips.items() if score.extras} for one in scored}
     score = dimension_score(parts)
     videos = tuple(
-        VideoValue(video=part.video, prompt=part.prompt, sample=part.sample, value=part.value, clips=part.clips, extras=extras[part.video])
+        VideoValue(video=part.video, prompt=part.prompt, sample=part.sample, value=part.value, clips=part.clips, extras=part.extras)
         for part in parts
     )
     return DimensionOutcome(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -17,6 +18,7 @@ from flashvideo.evaluation.fusion import MappingTable
 from flashvideo.evaluation.large_blocks import return_large_blocks
 from flashvideo.evaluation.networks.stand_ins import MeanColourEncoder, stand_in_networks
 from flashvideo.evaluation.networks.umt import kinetics_labels
+from flashvideo.evaluation.preflight import look
 from flashvideo.evaluation.protocol import VBenchProtocol
 from flashvideo.evaluation.published import TABLE_1
 from flashvideo.evaluation.rules import build_rules
@@ -331,6 +333,17 @@ def test_the_first_five_static_videos_of_a_prompt_count():
     assert [problem.message for problem in problems] == ['"p": 2 of 5 static videos or clips']
 
 
+def test_a_fused_clip_says_what_it_was_fused_from():
+    """In clip 0.5, across clips 0.25, mapped to 0.75: fused 0.625. A video of one clip has no across-clips score: 0, and 0.5 alone."""
+    table = MappingTable(((0.0, 0.0), (0.25, 0.75), (1.0, 1.0)))
+    several = one("a", "p", {"000": clip(0.5), "001": clip(0.5)}, "subject_consistency")
+    scored = [several._replace(score=several.score.model_copy(update={"across": 0.25})), one("b", "q", {"full": clip(0.5)})]
+    parts, _ = video_parts("subject_consistency", scored, protocol(suite="vbench_long"), {"subject_consistency": table})
+    assert [part.clips for part in parts] == [{"000": 0.625, "001": 0.625}, {"full": 0.5}]
+    assert parts[0].extras["001"] == {"inclip_score": 0.5, "clip2clip_score": 0.25, "mapped_clip2clip_score": 0.75}
+    assert parts[1].extras["full"] == {"inclip_score": 0.5, "clip2clip_score": 0.0, "mapped_clip2clip_score": 0.0}
+
+
 def test_fusion_without_its_table_is_refused():
     with pytest.raises(ValueError, match="slow-fast fusion needs its mapping table"):
         video_parts("subject_consistency", [one("a", "p", {"000": clip(1)})], protocol(suite="vbench_long"), {})
@@ -460,6 +473,47 @@ def test_own_videos_are_named_by_a_list(tmp_path):
     assert suite.problems == ()
 
 
+def test_every_video_of_a_list_counts_whatever_its_name_and_format(tmp_path):
+    """Names that follow the rule keep their index; the others take what is free, in the list's order."""
+    videos = ["b.mp4", "a cat-1.mp4", "a.webm", "my dog-0.mp4"]
+    (tmp_path / "mine.json").write_text(json.dumps([{"prompt_en": "a cat", "dimension": ["temporal_style"], "video_list": videos}]))
+    (tmp_path / "v").mkdir()
+    for name in (*videos, "c.webm"):
+        (tmp_path / "v" / name).write_bytes(b"")
+    suite = find_videos(tmp_path / "v", read_prompts(tmp_path / "mine.json"))
+    assert {item.path.name: item.index for item in suite.items} == {"b.mp4": 0, "a cat-1.mp4": 1, "a.webm": 2, "my dog-0.mp4": 3}
+    assert [problem.message for problem in suite.problems] == ['"c.webm" is no .mp4; a video of another format must stand in a video_list']
+    (tmp_path / "v" / "a cat-1.mp4").unlink()
+    elsewhere = [{"prompt_en": "a cat", "dimension": ["temporal_style"], "video_list": [str(tmp_path / "v" / "a.webm")]}]
+    (tmp_path / "mine.json").write_text(json.dumps(elsewhere))
+    found = find_videos(Path(os.path.relpath(tmp_path / "v")), read_prompts(tmp_path / "mine.json"))
+    assert [item.path.name for item in found.items] == ["a.webm"]
+
+
+def test_a_sixth_video_of_a_prompt_counts_for_the_static_filter_alone(tmp_path):
+    """The reference reads {prompt}-0 to {prompt}-4, and before its static filter every one."""
+    info = [{"prompt_en": "a", "dimension": ["scene"]}, {"prompt_en": "b", "dimension": ["temporal_flickering"]}]
+    (tmp_path / "info.json").write_text(json.dumps(info))
+    (tmp_path / "v").mkdir()
+    for name in ("a-4", "a-5", "b-5"):
+        (tmp_path / "v" / f"{name}.mp4").write_bytes(b"")
+    suite = find_videos(tmp_path / "v", read_prompts(tmp_path / "info.json"))
+    assert [item.name for item in suite.items] == ["a-4", "b-5"]
+    assert [problem.message for problem in suite.problems if problem.fatal] == [
+        "a-5.mp4 is beyond the 5 videos that count of a prompt, 0 to 4; --samples takes more"
+    ]
+
+
+def test_another_length_is_told_where_most_videos_have_one(tmp_path):
+    prompt = Prompt(text="x", dimensions=("temporal_style",))
+    items = []
+    for name, frames in (("x-0", 2), ("x-1", 3), ("x-2", 2)):
+        write_video(tmp_path / f"{name}.mp4", film(frames, "still"), 8, crf=10)
+        items.append(VideoItem(path=tmp_path / f"{name}.mp4", prompt=prompt, dimensions=prompt.dimensions, index=0))
+    assert [problem.message for problem in look(items, protocol()).problems] == ["x-1.mp4 has 3 frames, most have 2"]
+    assert look(items[:2], protocol()).problems == ()  # no length is most videos'
+
+
 @pytest.mark.corpus
 def test_every_prompt_of_vbench_can_be_scored(tmp_path):
     """944 prompts; each dimension finds what it looks for, each action is a Kinetics class, one pair differs by case."""
@@ -494,6 +548,17 @@ def test_the_bootstrap_is_repeatable_and_spans_the_score():
     assert interval.high - interval.low == pytest.approx(4 * 0.5 / 40**0.5, rel=0.15)  # a binomial's 95 %
     same = [one(f"{n}-0", f"p{n}", {"full": clip(0.25, 1, 4)}) for n in range(5)]
     assert bootstrap({"scene": video_parts("scene", same, protocol(), {})[0]})["scene"] == (0.25, 0.25)
+
+
+def test_a_lone_prompt_is_drawn_with_those_that_share_a_dimension():
+    """One's own prompts: p is scored in scene, q in scene and colour. Drawn each for itself they would never vary."""
+    scene = [one("p-0", "p", {"full": clip(0, 0, 1)}), one("q-0", "q", {"full": clip(1, 1, 1)})]
+    colour = [one("q-0", "q", {"full": clip(0.5, 0.5, 1)}, "color")]
+    parts = {"scene": video_parts("scene", scene, protocol(), {})[0], "color": video_parts("color", colour, protocol(), {})[0]}
+    assert bootstrap(parts) == {"scene": (0, 1), "color": (0.5, 0.5)}
+    more = [one(f"r{n}-0", f"r{n}", {"full": clip(0, 0, 1)}) for n in range(2)]
+    parts["scene"] = video_parts("scene", [*scene[1:], *more], protocol(), {})[0]
+    assert bootstrap(parts)["scene"] == (0, 1)  # q joins the group of r0 and r1
 
 
 def test_rates_lie_on_the_grid_of_their_counts():
