@@ -15,8 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -201,8 +202,10 @@ def read_rows(path: Path, unit: Unit = "auto") -> tuple[list[ScoreRow], list[str
     """Every VBench row that a JSON file holds, scores as fractions, and one note for each mapping left out.
 
     Takes a mapping of dimensions, an eval_results.json (`{dimension: [score, ...]}`), or any nesting of such
-    mappings under row names. Raises TotalsError for a file that cannot be read or holds no row.
+    mappings under row names; or a leaderboard's zip. Raises TotalsError for a file that cannot be read or holds no row.
     """
+    if path.suffix.lower() == ".zip":
+        return [_zipped_row(path)], []
     try:
         data = json.loads(path.read_text())
     except OSError as error:
@@ -224,6 +227,16 @@ def read_rows(path: Path, unit: Unit = "auto") -> tuple[list[ScoreRow], list[str
         hint = f" ({left_out[0]})" if left_out else ""
         raise TotalsError(f"{path} holds no VBench row{hint}; expected a mapping of dimensions such as subject_consistency to numbers")
     return rows, left_out
+
+
+def _zipped_row(path: Path) -> ScoreRow:
+    from flashvideo.evaluation.exchange import ExchangeError, read_leaderboard_zip
+
+    try:
+        read = read_leaderboard_zip(path)
+    except ExchangeError as error:
+        raise TotalsError(str(error)) from None
+    return ScoreRow(path.stem, read.scores, notes=tuple(problem.message for problem in read.problems))
 
 
 def _mappings(node: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
@@ -256,11 +269,16 @@ def _sort_entries(mapping: dict[str, Any]) -> tuple[dict[str, float], dict[str, 
 
 
 def _scaled(name: str, scores: dict[str, float], printed: dict[str, float], notes: tuple[str, ...], unit: Unit) -> ScoreRow:
-    """Scores to fractions and printed scores to percent. auto: percent where a score lies above 1."""
-    percent = max(scores.values()) > 1 if unit == "auto" else unit == "percent"
-    if percent:
-        return ScoreRow(name, {key: value / 100 for key, value in scores.items()}, printed, notes)
-    return ScoreRow(name, scores, {key: 100 * value for key, value in printed.items()}, notes)
+    """Scores to fractions and printed scores to percent. auto: percent where a score lies above 1, each kind by itself."""
+
+    def percent(values: Iterable[float]) -> bool:
+        return max(values, default=0.0) > 1 if unit == "auto" else unit == "percent"
+
+    if percent(scores.values()):
+        scores = {key: value / 100 for key, value in scores.items()}
+    if not percent(printed.values()):
+        printed = {key: 100 * value for key, value in printed.items()}
+    return ScoreRow(name, scores, printed, notes)
 
 
 def format_table(reports: list[RowReport], left_out: list[str]) -> str:
@@ -301,7 +319,9 @@ def _verdict(report: RowReport) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Command line. Exit code 0, or 2 for a file without VBench scores."""
     parser = argparse.ArgumentParser(prog="flashvideo totals", description="VBench's quality, semantic and total scores from a JSON file")
-    parser.add_argument("file", type=Path, help="JSON: 16 dimensions, an eval_results.json, or a table of such rows")
+    parser.add_argument(
+        "file", type=Path, help="JSON: 16 dimensions, an eval_results.json, or a table of such rows; or a leaderboard's zip"
+    )
     parser.add_argument("--format", choices=("table", "json"), default="table")
     parser.add_argument("--unit", choices=("auto", "percent", "fraction"), default="auto", help="of the numbers in the file")
     options = parser.parse_args(arguments)
@@ -312,9 +332,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     reports = report_rows(rows)
     if options.format == "json":
-        print(json.dumps({"rows": [asdict(report) for report in reports], "left_out": left_out}, indent=1))
+        text = json.dumps({"rows": [asdict(report) for report in reports], "left_out": left_out}, indent=1)
     else:
-        print(format_table(reports, left_out))
+        text = format_table(reports, left_out)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -64,11 +64,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--samples", type=int, default=5, help="videos that a prompt should have")
     made.add_argument("--frames", type=int, help="frames that every video must have; others are left out")
     made.add_argument("--weights", type=Path, help="folder of the networks' weights")
+    made.add_argument("--networks", type=Path, metavar="FILE.py", help="your own networks (flashvideo/evaluation/networks/own_file.py)")
     made.add_argument("--vbench-data", type=Path, help="folder with VBench-Long's mapping tables (vbench2_beta_long/configs)")
     made.add_argument(
         "--stand-ins", action="store_true", help="closed-form stand-ins for the networks that are absent; marked in the results"
     )
-    made.add_argument("--fill-from", type=Path, help="eval_results.json of another evaluator: its scores where ours are missing")
+    made.add_argument(
+        "--fill-from", type=Path, help="eval_results.json or leaderboard zip of another evaluator: its scores where ours are missing"
+    )
     made.add_argument("--reference-python", type=Path, help="interpreter of VBench's own environment: it scores what cannot be scored here")
     made.add_argument("--reference-dimensions", help="with commas between: these are scored by the reference too, and stand beside ours")
     made.add_argument("--reference-cache", type=Path, help="the reference's folder of weights (VBENCH_CACHE_DIR)")
@@ -103,21 +106,22 @@ def protocol_of(options: argparse.Namespace) -> VBenchProtocol:
 
 
 def networks_of(options: argparse.Namespace, fields: set[str]) -> Networks:
-    """Those of `fields` from the weights' folder, with stand-ins where they are asked for."""
+    """Those of `fields`: the user's own, else from the weights' folder, else stand-ins where they are asked for."""
     import torch
 
     from flashvideo.evaluation.networks.interfaces import Networks
+    from flashvideo.evaluation.networks.own_file import build_own
     from flashvideo.evaluation.networks.pretrained import load_networks
     from flashvideo.evaluation.networks.stand_ins import stand_in_networks
 
     if options.weights is not None and not options.weights.is_dir():
         raise VBenchMistake(f"--weights {options.weights} is no folder")
-    found = load_networks(options.weights or NO_WEIGHTS, torch.device(options.device), fields)
-    if not options.stand_ins:
-        return found
-    labels = action_labels(options)
-    mixed: dict[str, Any] = {**stand_in_networks(labels).present(), **found.present()}
-    return Networks(**mixed)
+    device = torch.device(options.device)
+    own = {} if options.networks is None else build_own(options.networks, device, fields)
+    found = load_networks(options.weights or NO_WEIGHTS, device, fields - set(own))
+    standing_in = stand_in_networks(action_labels(options)).present() if options.stand_ins else {}
+    mixed: dict[str, Any] = {**standing_in, **found.present(), **own}
+    return Networks(**mixed, absent=found.absent)
 
 
 def action_labels(options: argparse.Namespace) -> tuple[str, ...]:
@@ -163,7 +167,7 @@ def run_suite(options: argparse.Namespace, suite: Suite, score: Score = score_he
     shard, shards = _shard(options.shard)
     protocol = protocol_of(options)
     before = look(suite.items, protocol, options.frames)
-    print("\n".join(before.lines()))
+    print("\n".join(before.lines(suite.problems)))
     _tell((*suite.problems, *before.problems))
     if options.dry_run:
         _tell_absent(options, protocol, chosen)
@@ -175,7 +179,8 @@ def run_suite(options: argparse.Namespace, suite: Suite, score: Score = score_he
     judge = build_evaluator(options, protocol, before.items)
     tally = score(options, judge, before.items[shard::shards])
     outcome = _write_results(options, judge, before.items, (*suite.problems, *before.problems), tally, reference)
-    print(f"{tally.scored} videos scored, {tally.kept} were there already")
+    left_out = len({problem.item for problem in outcome.problems if problem.fatal})
+    print(f"{tally.scored} videos scored, {tally.kept} were there already" + (f"; {left_out} items left out" if left_out else ""))
     print("\n".join(table(outcome)))
     if not any(one.score is not None for one in outcome.dimensions):
         raise VBenchMistake(f"nothing could be scored; for one: {outcome.dimensions[0].dimension}: {outcome.dimensions[0].reason}")
@@ -228,11 +233,11 @@ def _write_results(
     reference: ReferenceEvaluator | None,
 ) -> VBenchResults:
     """Everything that the store holds of the items, with pictures and the reference's files."""
-    from flashvideo.evaluation.exchange import read_eval_results, write_exchange
+    from flashvideo.evaluation.exchange import read_any_results, write_exchange, write_submission
     from flashvideo.evaluation.pictures import with_extremes
     from flashvideo.evaluation.vbench_results import VBENCH_RESULTS_FILE, assemble, with_imported
 
-    filled = None if options.fill_from is None else read_eval_results(options.fill_from)
+    filled = None if options.fill_from is None else read_any_results(options.fill_from)
     problems = dict.fromkeys((*tally.problems, *judge.failures(items), *(filled.problems if filled else ())))
     _tell(tuple(problems))
     outcome = assemble(
@@ -246,6 +251,7 @@ def _write_results(
     outcome = with_extremes(outcome, items, hashes, options.out)
     _write(options.out / VBENCH_RESULTS_FILE, outcome.model_dump(mode="json"))
     write_exchange(options.out, "results", outcome, items)
+    write_submission(options.out, "results", outcome)
     return outcome
 
 
@@ -315,10 +321,12 @@ def _tell(problems: tuple[Problem, ...] | list[Problem]) -> None:
 
 
 def _tell_absent(options: argparse.Namespace, protocol: VBenchProtocol, chosen: tuple[str, ...]) -> None:
+    from flashvideo.evaluation.networks.own_file import own_builders
     from flashvideo.evaluation.networks.pretrained import missing_weights
     from flashvideo.evaluation.rules import needed
 
-    missing = missing_weights(options.weights or NO_WEIGHTS)
+    own = () if options.networks is None else own_builders(options.networks)
+    missing = {field: text for field, text in missing_weights(options.weights or NO_WEIGHTS).items() if field not in own}
     for name in chosen:
         for field in needed(name, protocol):
             if field in missing:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,31 @@ def test_percent_and_fractions_give_the_same_row(tmp_path: Path) -> None:
     fraction.write_text(json.dumps(fractions(row.model)))
     results = [report_rows(read_rows(path)[0])[0].totals.total for path in (percent, fraction)]
     assert results[0] == pytest.approx(results[1]) and results[0] == pytest.approx(row.total, abs=0.01)
+
+
+def test_scores_in_0_to_1_may_stand_beside_a_total_in_percent(tmp_path: Path) -> None:
+    row = TABLE_1[0]
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(fractions(row.model) | {"total": row.total, "semantic": row.semantic}))
+    assert report_rows(read_rows(path)[0])[0].consistent
+
+
+def test_a_leaderboards_zip_is_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = TABLE_1[0]
+    with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
+        archive.writestr("a/mine_eval_results.json", json.dumps({name: [value, []] for name, value in fractions(row.model).items()}))
+    assert main([str(tmp_path / "mine.zip")]) == 0
+    assert re.search(r"mine +83\.24 +85\.09 +75\.82", capsys.readouterr().out)
+    (tmp_path / "none.zip").write_bytes(b"no zip")
+    assert main([str(tmp_path / "none.zip")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.skipif(not TABLES.is_file(), reason="shared/paper/tables.json is absent")
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    command = f"{sys.executable} -m flashvideo.evaluation.totals {TABLES} --format json | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "{\n", "")
 
 
 def test_an_off_row_without_a_copied_value_is_repaired_by_the_smallest_change(tmp_path: Path) -> None:

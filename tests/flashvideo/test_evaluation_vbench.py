@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flashvideo.evaluation.exchange import read_eval_results
+from flashvideo.evaluation.exchange import read_eval_results, read_leaderboard_zip
 from flashvideo.evaluation.totals import DIMENSIONS
 from flashvideo.evaluation.vbench import main
 from flashvideo.evaluation.vbench_results import VBenchResults
@@ -117,6 +117,57 @@ def test_missing_dimensions_are_filled_from_another_evaluators_file(folder, caps
     (folder / "theirs.json").write_text(json.dumps(scores | {"scene": [0.5, []]}))
     assert main(arguments(folder, *options)) == 0
     assert VBenchResults.model_validate_json((folder / "out" / "vbench_results.json").read_bytes()).totals["total"] is not None
+
+
+OWN = """
+from flashvideo.evaluation.networks.stand_ins import AverageInterpolator
+
+class Mine(AverageInterpolator):
+    is_stand_in, identity = False, "weights 1"
+
+def interpolator(device):
+    return Mine()
+"""
+
+
+def test_the_users_own_networks_answer_from_a_file(folder, capsys):
+    (folder / "mine.py").write_text(OWN)
+    given = arguments(folder, "--networks", str(folder / "mine.py"), "--no-slow-fast", "--dimensions", "motion_smoothness")
+    assert main([*given, "--dry-run"]) == 0
+    assert "missing for" not in capsys.readouterr().out
+    assert main(given) == 0
+    smooth = VBenchResults.model_validate_json((folder / "out" / "vbench_results.json").read_bytes()).of("motion_smoothness")
+    assert (smooth.score, smooth.stand_in, smooth.metric) == (1, False, "vbench@45e79ec/1; interpolator Mine weights 1")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def detektor(device): ...", "has no function named as a network: dino, clip_b"),
+        ("import no_such_module", "cannot be run: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("def interpolator(device):\n    raise OSError('no weights')", "interpolator cannot be built: OSError: no weights"),
+        ("def interpolator(device):\n    return print", "what interpolator returns has no name, identity, is_stand_in"),
+        (None, "mine.py is no Python file"),
+    ],
+)
+def test_a_file_of_networks_that_is_none_is_one_line(folder, capsys, text, message):
+    if text is not None:
+        (folder / "mine.py").write_text(text)
+    assert main(arguments(folder, "--networks", str(folder / "mine.py"), "--no-slow-fast")) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
+
+
+def test_the_leaderboards_zip_is_made_of_real_scores_only_and_fills_another_run(folder, capsys):
+    place = folder / "out" / "results_leaderboard.zip"
+    flickering = ("--no-slow-fast", "--no-static-filter", "--dimensions", "temporal_flickering")
+    assert main(arguments(folder, *flickering)) == 0
+    assert read_leaderboard_zip(place).scores == {"temporal_flickering": 1.0}
+    assert main(arguments(folder, "--no-slow-fast", "--stand-ins", "--dimensions", "dynamic_degree", "--fill-from", str(place))) == 0
+    results = VBenchResults.model_validate_json((folder / "out" / "vbench_results.json").read_bytes())
+    assert results.of("temporal_flickering").imported == "results_leaderboard.zip"
+    assert not place.exists()  # a stand-in scored dynamic degree
 
 
 def test_odd_sizes_cannot_be_written_again(folder, capsys):

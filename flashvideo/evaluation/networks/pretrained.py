@@ -37,11 +37,11 @@ KINETICS = Weights("kinetics_400_categories.txt", "github.com/Vchitect/VBench, v
 VICLIP = Weights("ViClip-InternVid-10M-FLT.pth", "the Hugging Face repository OpenGVLab/ViCLIP")
 
 NOT_IN_A_LIBRARY = {
-    "interpolator": "AMT-S is its authors' code under CC BY-NC: give Networks a FrameInterpolator of your own",
-    "detector": "GRiT needs detectron2 and its authors' code: give Networks a Detector of your own",
-    "dense_captioner": "GRiT's dense captions need its authors' code: give Networks a Detector of your own",
-    "captioner": "Tag2Text needs its authors' code: give Networks a Captioner of your own",
-    "dreamsim": "DreamSim's package is not a dependency: give Networks an ImageEncoder of your own, or set slow_fast false",
+    "interpolator": "AMT-S is its authors' code under CC BY-NC: give your own interpolator (--networks FILE.py)",
+    "detector": "GRiT needs detectron2 and its authors' code: give your own detector (--networks FILE.py)",
+    "dense_captioner": "GRiT's dense captions need its authors' code: give your own dense_captioner (--networks FILE.py)",
+    "captioner": "Tag2Text needs its authors' code: give your own captioner (--networks FILE.py)",
+    "dreamsim": "DreamSim's package is not a dependency: give your own dreamsim (--networks FILE.py), or take --no-slow-fast",
 }
 """Networks without a kept library here, and what to do."""
 
