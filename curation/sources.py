@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -35,6 +36,8 @@ IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", "
 LIST_SUFFIXES = frozenset({".txt", ".csv", ".parquet"})
 LIST_COLUMNS = ("uri", "url", "path", "file")
 """Columns of a .csv or .parquet list that are taken unasked; `list.csv#NAME` names another."""
+NAMED = 4
+"""Entries of a list that do not exist and that the message names; the rest are counted."""
 
 
 class SourceError(ValueError):
@@ -63,15 +66,18 @@ class Listing:
 def list_sources(sources: tuple[str, ...]) -> Listing:
     """Every media file that the sources name. Raises SourceError for a missing path or when nothing is found.
 
-    A folder is read recursively, hidden files left out; a glob may use `**`. Addresses are files, folders or globs too
-    (`curation.remote`). A list names one path or address an entry: .txt a line (# starts a comment), .csv and .parquet
-    a row of column uri, url, path or file, or of the column that `list.csv#NAME` names; paths are relative to the list.
-    A file named directly or by a list is taken whatever its suffix.
+    A folder is read recursively, through links to folders too, hidden files left out; a glob may use `**`. Addresses are
+    files, folders or globs too (`curation.remote`). A list names one path or address an entry: .txt a line (# starts a comment),
+    .csv and .parquet a row of column uri, url, path or file, or of the column that `list.csv#NAME` names; paths are relative to
+    the list. A file named directly or by a list is taken whatever its suffix.
     """
     found: dict[str, SourceFile] = {}
     ignored: set[str] = set()
     for source in sources:
-        entries = list(_expand(source))
+        try:
+            entries = list(_expand(source))
+        except PermissionError as error:
+            raise SourceError(f"source {source}: {error.filename} cannot be read: {error.strerror}") from None
         media = {file.uri: file for file, named in entries if named or suffix_of(file.uri) in VIDEO_SUFFIXES | IMAGE_SUFFIXES}
         ignored |= {file.uri for file, _ in entries if file.uri not in media}
         if not media and (is_remote(source) or Path(source).expanduser().is_dir()):
@@ -107,7 +113,7 @@ def _expand(source: str) -> Iterable[tuple[SourceFile, bool]]:
         return list_remote(source)
     path = Path(source).expanduser()
     if path.is_dir():
-        return [(_local(p), False) for p in sorted(path.rglob("*")) if p.is_file() and not _hidden(p.relative_to(path))]
+        return [(_local(p), False) for p in _files_under(path)]
     if path.is_file():
         return [(_local(path), True)]
     if glob.has_magic(source):
@@ -123,8 +129,23 @@ def _local(path: Path) -> SourceFile:
     return SourceFile(str(path.resolve()), stat.st_size, stat.st_mtime_ns)
 
 
-def _hidden(relative: Path) -> bool:
-    return any(part.startswith(".") for part in relative.parts)
+def _files_under(folder: Path) -> list[Path]:
+    """Every file below, hidden ones left out; a folder that is linked to several times is read once. Raises PermissionError."""
+
+    def refuse(error: OSError) -> None:
+        raise error  # a folder that is silently left out is a hole in the dataset
+
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    for here, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        place = Path(here).stat()
+        if (place.st_dev, place.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((place.st_dev, place.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(here, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.is_file())
 
 
 def _split_column(source: str) -> tuple[str, str | None]:
@@ -150,14 +171,19 @@ def _listed(source: str, column: str | None) -> Iterator[tuple[SourceFile, bool]
     elif not path.is_file():
         raise SourceError(f"source list {source} does not exist")
     remote: list[str] = []
+    absent: list[str] = []
     for where, text in _entries(path, source, column):
         if is_remote(text) or is_remote(source):
             remote.append(text if is_remote(text) else f"{folder}/{text}")
             continue
         entry = path.parent / Path(text).expanduser()
-        if not entry.is_file():
-            raise SourceError(f"{source}, {where}: {text} does not exist")
-        yield _local(entry), True
+        if entry.is_file():
+            yield _local(entry), True
+        else:
+            absent.append(f"{where}: {text}")
+    if absent:
+        more = f" (and {len(absent) - 1} more: {'; '.join(absent[1:NAMED])}{'; …' if len(absent) > NAMED else ''})" if absent[1:] else ""
+        raise SourceError(f"{source}, {absent[0]} does not exist{more}")
     if remote:
         from curation.remote import list_each
 

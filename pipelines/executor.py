@@ -378,7 +378,7 @@ def run_steps(
     names = tuple(wanted) if wanted is not None else tuple(step.name for step in build())
     masks = wanted if wanted is not None else {name: [True] * rows.num_rows for name in names}
     runner = partial(StepRunner, build, tuple(keys))
-    batches = _batches(rows, list(range(rows.num_rows)), batch_rows, masks)
+    batches = _Batches(rows, range(rows.num_rows), batch_rows, masks)
     lonely: list[int] = []
     for index, part in map_tasks(runner, batches, workers):
         if isinstance(part, WorkerDied):
@@ -387,22 +387,27 @@ def run_steps(
             yield part
     if not lonely:
         return
-    singles = _batches(rows, lonely, 1, masks)
+    singles = _Batches(rows, lonely, 1, masks)
     for index, part in map_tasks(runner, singles, workers):
         yield _killed(build, keys, singles[index], part.message) if isinstance(part, WorkerDied) else part
 
 
-def _batches(rows: pa.Table, indices: list[int], size: int, masks: Mapping[str, Sequence[bool]]) -> list[_Batch]:
-    whole = rows.combine_chunks()
-    groups = [tuple(indices[start : start + size]) for start in range(0, len(indices), size)]
-    return [
-        _Batch(
-            group,
-            whole.take(pa.array(group, pa.int64())).combine_chunks().to_batches()[0],
-            {name: tuple(place for place, row in enumerate(group) if mask[row]) for name, mask in masks.items()},
-        )
-        for group in groups
-    ]
+class _Batches(Sequence[_Batch]):
+    """The rows in groups, each cut out when it is asked for: millions of clips wait as one table and a list of numbers."""
+
+    def __init__(self, rows: pa.Table, indices: Sequence[int], size: int, masks: Mapping[str, Sequence[bool]]) -> None:
+        self._rows, self._indices, self._size, self._masks = rows.combine_chunks(), indices, size, masks
+
+    def __len__(self) -> int:
+        return -(-len(self._indices) // self._size)
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        group = tuple(self._indices[index * self._size : (index + 1) * self._size])
+        batch = self._rows.take(pa.array(group, pa.int64())).combine_chunks().to_batches()[0]
+        wanted = {name: tuple(place for place, row in enumerate(group) if mask[row]) for name, mask in self._masks.items()}
+        return _Batch(group, batch, wanted)
 
 
 def _killed(build: Callable[[], Sequence[Step]], keys: Sequence[str], item: _Batch, message: str) -> Part:

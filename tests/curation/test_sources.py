@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -239,3 +241,37 @@ def test_a_film_in_a_bucket_is_probed_and_ingested(bucket: Bucket, tmp_path: Pat
     assert good.source_id == hashlib.sha256(film).hexdigest()[:32] and good.probe is not None
     assert gone.failure is not None and gone.failure.code == "unreachable"
     assert bucket.reads.count("pan.mp4") == 1
+
+
+# what may be overlooked
+
+
+def test_links_to_folders_are_followed_and_a_folder_is_read_once(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "far.mp4").write_bytes(b"far")
+    (folder / "link").symlink_to(tmp_path / "linked")
+    (folder / "deep" / "round").symlink_to(folder)
+    found = [Path(file.uri).name for file in list_sources((str(folder),)).files]
+    assert sorted(found) == ["a.mp4", "b.MOV", "c.jpg", "far.mp4"]
+
+
+def test_a_folder_that_may_not_be_read_is_an_error_not_a_hole() -> None:
+    """As a user without rights: root reads everything."""
+    nobody, me = 65534, os.geteuid()
+    with tempfile.TemporaryDirectory() as place:  # tmp_path lies below folders that are root's alone
+        Path(place).chmod(0o755)
+        Path(place, "a.mp4").write_bytes(b"x")
+        Path(place, "locked").mkdir(mode=0)
+        try:
+            if me == 0:
+                os.seteuid(nobody)
+            with pytest.raises(SourceError, match=f"source {place}: {place}/locked cannot be read: Permission denied"):
+                list_sources((place,))
+        finally:
+            os.seteuid(me)
+
+
+def test_every_entry_that_does_not_exist_is_counted_and_the_first_are_named(folder: Path) -> None:
+    (folder / "list.txt").write_text("a.mp4\n" + "".join(f"gone{number}.mp4\n" for number in range(9)))
+    with pytest.raises(SourceError, match=r"line 2: gone0\.mp4 does not exist \(and 8 more: line 3: gone1\.mp4; .*gone3\.mp4; …\)$"):
+        names(folder / "list.txt")
