@@ -64,6 +64,47 @@ def test_a_fade_through_black_is_a_cut_where_the_picture_returns() -> None:
     assert 40 < cut < 50
 
 
+def mixed(one: list[np.ndarray], other: list[np.ndarray]) -> list[np.ndarray]:
+    """A cross-dissolve from one to the other, the ends left out."""
+    shares = np.linspace(0, 1, len(one) + 2)[1:-1]
+    return [((1 - share) * a.astype(np.float32) + share * b).astype(np.uint8) for share, a, b in zip(shares, one, other, strict=True)]
+
+
+@pytest.mark.parametrize("length", [10, 16, 24, 30])
+def test_a_dissolve_is_cut_out_at_both_ends(length: int) -> None:
+    """Its pictures stand between two cuts, so no clip holds more than the faintest of them."""
+    one, other = shot(1, 60 + length, (0.3, 0.1)), shot(2, 60 + length, (-0.2, 0.1))
+    first, after = cuts_in(one[:60] + mixed(one[60:], other[:length]) + other[length:])
+    assert abs(first - 60) <= 0.3 * length and abs(after - 60 - length) <= 0.3 * length
+
+
+def test_a_dissolve_is_found_at_every_frame_rate() -> None:
+    for rate in (12.5, 24.0, 30.0, 60.0):
+        length, whole = round(0.8 * rate), round(3 * rate)
+        one, other = shot(3, whole, (3 / rate, 0)), shot(4, whole, (0, 3 / rate))
+        found = cuts_in(one[: whole - length] + mixed(one[whole - length :], other[:length]) + other[length:], rate=rate)
+        assert len(found) == 2, rate
+        assert abs((found[0] + found[1]) / 2 - (whole - length / 2)) <= 0.1 * rate, rate
+
+
+def test_moves_zooms_and_fades_of_the_light_are_no_dissolves() -> None:
+    for velocity in ((0.3, 0), (1, 1), (4, 0), (12, 5)):
+        assert cuts_in(shot(5, 90, velocity)) == []
+    assert cuts_in(moving(54, 96, 90, zoom=1.02, seed=5)) == []
+    darker = np.concatenate([np.linspace(1, 0.3, 30), np.full(30, 0.3), np.linspace(0.3, 1, 30)])
+    assert cuts_in((frame * level).astype(np.uint8) for frame, level in zip(shot(5, 90, (0.5, 0)), darker, strict=True)) == []
+
+
+def test_a_fade_through_white_is_a_cut_where_the_picture_returns_and_a_bright_scene_is_none() -> None:
+    def faded(frames: list[np.ndarray], levels: np.ndarray) -> list[np.ndarray]:
+        return [(255 - (255 - frame.astype(np.float32)) * level).astype(np.uint8) for frame, level in zip(frames, levels, strict=True)]
+
+    out, back = np.linspace(1, 0, 40), np.linspace(0, 1, 40)
+    [cut] = cuts_in(faded(shot(1), out) + faded(shot(2), back))
+    assert 40 <= cut < 50
+    assert cuts_in(faded(shot(1, 90), 0.12 + 0.05 * np.sin(np.arange(90) / 5))) == [], "about white, but never all white"
+
+
 def test_stride_looks_for_no_cuts() -> None:
     assert cuts_in(shot(1) + shot(2), ShotsConfig(detector="stride")) == []
 
