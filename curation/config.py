@@ -73,8 +73,20 @@ class QualityConfig(Settings):
     """pyiqa metrics on the key frames (pyiqa is PolyForm Noncommercial)."""
 
     metrics: tuple[str, ...] = ("piqe",)
+    """piqe, musiq, clipiqa, maniqa, niqe: a column each."""
     max_frames: int = 5
     """Key frames judged per clip, evenly chosen from those kept; piqe costs about 0.1 CPU-s a frame."""
+    weights: str | None = None
+    """Folder of the metrics' files (curation/scores/metric_files.py); None: pyiqa downloads what it lacks."""
+
+
+class TextOverlayConfig(Settings):
+    """Share of the picture under burnt-in text."""
+
+    detector: str | None = None
+    """Path of a DB text detector as ONNX, e.g. text_detection_en_ppocrv3_2023may.onnx of OpenCV's model zoo. None: not computed."""
+    max_frames: int = 5
+    """Key frames looked at per clip."""
 
 
 class CaptionConfig(Settings):
@@ -84,6 +96,8 @@ class CaptionConfig(Settings):
     """attributes: an honest sentence from measured facts (embedded default). http: any OpenAI-compatible server."""
     model: str | None = None
     """Name at the server, or folder of a local vision-language model."""
+    table: str | None = None
+    """sidecar: a .parquet, .csv or .jsonl of captions, in place of files beside the sources (curation/captions/sidecar.py)."""
     base_url: str | None = None
     """http: e.g. http://127.0.0.1:8000/v1. The key comes from FLASHVIDEO_CAPTION_API_KEY only."""
     prompt: str = (
@@ -145,10 +159,12 @@ class PolicyConfig(Settings):
 
 
 class DedupConfig(Settings):
-    """Perceptual duplicates: 64-bit DCT hash per key frame."""
+    """Perceptual duplicates (64-bit DCT hash per key frame) and semantic ones (embedding)."""
 
     hamming_bits: int = 6
     """At most this many differing bits, on average over aligned key frames, make two clips duplicates."""
+    semantic_similarity: float | None = None
+    """Also cluster clips whose CLIP embeddings have at least this cosine, e.g. 0.95 (needs aesthetic.laion). None: not computed."""
 
 
 class CurationConfig(Settings):
@@ -159,6 +175,7 @@ class CurationConfig(Settings):
     motion: MotionConfig = MotionConfig(raft=True)
     aesthetic: AestheticConfig = AestheticConfig(laion=True)
     quality: QualityConfig = QualityConfig()
+    text_overlay: TextOverlayConfig = TextOverlayConfig()
     caption: CaptionConfig = CaptionConfig()
     dedup: DedupConfig = DedupConfig()
     policy: PolicyConfig = PolicyConfig()

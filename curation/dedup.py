@@ -1,11 +1,12 @@
 """Perceptual duplicates: clips whose key frames hash alike, clustered, with a representative; nothing is deleted.
 
 Byte duplicates never get here: they are one source. Clips of one source are not compared either: neighbours of a
-quiet shot look alike because they are one shot.
+quiet shot look alike because they are one shot. Semantic duplicates: `curation.semantic_dedup`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +15,14 @@ from curation.config import DedupConfig
 from curation.step import Lineage
 from curation.versions import SCORE_VERSIONS
 
+DEDUP_COLUMNS = ("duplicate_cluster", "is_duplicate", "dedup_run")
+SEMANTIC_COLUMNS = ("semantic_cluster", "is_semantic_duplicate", "semantic_run")
 BLOCK = 2048
 """Clips compared with all others at a time, so that memory stays bounded."""
 
 
 @dataclass(frozen=True)
-class HashedClip:
+class ClipToCompare:
     """What deduplication looks at."""
 
     clip_id: str
@@ -33,7 +36,14 @@ class HashedClip:
 
 def dedup_lineage(config: DedupConfig) -> Lineage:
     """What made the duplicate columns."""
-    return Lineage("score", "dedup", SCORE_VERSIONS["dedup"], "64-bit DCT hashes of key frames", parameters=config.model_dump(mode="json"))
+    parameters = {"hamming_bits": config.hamming_bits}
+    return Lineage("score", "dedup", SCORE_VERSIONS["dedup"], "64-bit DCT hashes of key frames", parameters=parameters)
+
+
+def semantic_lineage(config: DedupConfig, embedding_run: str) -> Lineage:
+    """What made the semantic columns."""
+    parameters = {"semantic_similarity": config.semantic_similarity, "embedding": embedding_run}
+    return Lineage("score", "semantic", SCORE_VERSIONS["semantic"], "cosine of CLIP embeddings", parameters=parameters)
 
 
 def parse_hashes(text: str | None) -> tuple[int, ...]:
@@ -41,12 +51,23 @@ def parse_hashes(text: str | None) -> tuple[int, ...]:
     return tuple(int(word, 16) for word in (text or "").split())
 
 
-def find_clusters(clips: list[HashedClip], config: DedupConfig) -> dict[str, str]:
+def find_clusters(clips: list[ClipToCompare], config: DedupConfig) -> dict[str, str]:
     """clip_id -> clip_id of its cluster's representative, for clips that have a duplicate (the representative included).
 
     Two clips match when they are of one media type, of different sources, hold equally many key frames, and their
-    aligned hashes differ by at most `hamming_bits` on average. The representative is the largest picture, then the
-    earliest start, then the lowest clip_id.
+    aligned hashes differ by at most `hamming_bits` on average.
+    """
+    groups: dict[tuple[str, int], list[ClipToCompare]] = {}
+    for clip in sorted(clips, key=lambda clip: clip.clip_id):
+        if any(clip.hashes):  # a picture without structure hashes to 0, whatever it is
+            groups.setdefault((clip.media_type, len(clip.hashes)), []).append(clip)
+    return clusters_of(clips, (pair for group in groups.values() for pair in _near(group, config.hamming_bits)))
+
+
+def clusters_of(clips: list[ClipToCompare], pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """clip_id -> clip_id of its cluster's representative, for every clip of a pair. Pairs that share a clip are one cluster.
+
+    The representative is the largest picture, then the earliest start, then the lowest clip_id.
     """
     parent = {clip.clip_id: clip.clip_id for clip in clips}
 
@@ -56,14 +77,9 @@ def find_clusters(clips: list[HashedClip], config: DedupConfig) -> dict[str, str
             name = parent[name]
         return name
 
-    groups: dict[tuple[str, int], list[HashedClip]] = {}
-    for clip in sorted(clips, key=lambda clip: clip.clip_id):
-        if any(clip.hashes):  # a picture without structure hashes to 0, whatever it is
-            groups.setdefault((clip.media_type, len(clip.hashes)), []).append(clip)
-    for group in groups.values():
-        for one, other in _near(group, config.hamming_bits):
-            parent[max(root(one), root(other))] = min(root(one), root(other))
-    members: dict[str, list[HashedClip]] = {}
+    for one, other in pairs:
+        parent[max(root(one), root(other))] = min(root(one), root(other))
+    members: dict[str, list[ClipToCompare]] = {}
     for clip in clips:
         members.setdefault(root(clip.clip_id), []).append(clip)
     clusters: dict[str, str] = {}
@@ -74,7 +90,7 @@ def find_clusters(clips: list[HashedClip], config: DedupConfig) -> dict[str, str
     return clusters
 
 
-def _near(group: list[HashedClip], bits: int) -> list[tuple[str, str]]:
+def _near(group: list[ClipToCompare], bits: int) -> list[tuple[str, str]]:
     hashes = np.array([clip.hashes for clip in group], np.uint64)
     sources = np.unique([clip.source_id for clip in group], return_inverse=True)[1]
     limit = bits * hashes.shape[1]

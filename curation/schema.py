@@ -94,14 +94,22 @@ CLIPS = pa.schema(
         # looks
         *_score("aesthetic_proxy", pa.float32(), "colourfulness, sharpness, contrast, exposure; a stand-in for aesthetic", "1-10"),
         *_score("aesthetic", pa.float32(), "LAION sac+logos+ava1 head on CLIP ViT-L/14", "about 1-10"),
+        _f("aesthetic_min", pa.float32(), "aesthetic of the key frame that has the lowest", "about 1-10"),
         *_score("piqe", pa.float32(), "pyiqa PIQE, lower is better", "0-100"),
         *_score("musiq", pa.float32(), "pyiqa MUSIQ (KonIQ), higher is better", "about 0-100"),
+        *_score("clipiqa", pa.float32(), "pyiqa CLIP-IQA (RN50), higher is better", "0-1"),
+        *_score("maniqa", pa.float32(), "pyiqa MANIQA (KonIQ), higher is better", "about 0-1"),
+        *_score("niqe", pa.float32(), "pyiqa NIQE, lower is better", "about 2-20"),
+        *_score("text_overlay", pa.float32(), "share of the picture under text that stays in place", "0-1"),
         *_score("embedding", pa.list_(pa.float16(), EMBEDDING_WIDTH), "CLIP ViT-L/14 image embedding, unit length", ""),
         # duplicates
         _f("perceptual_hash", pa.string(), "64-bit DCT hashes of the key frames, hex, space between"),
         _f("duplicate_cluster", pa.string(), "clip_id of the cluster's representative; null: alone"),
         _f("is_duplicate", pa.int8(), "1: in a cluster and not its representative"),
         _f("dedup_run", pa.string(), "lineage of the duplicate columns"),
+        _f("semantic_cluster", pa.string(), "clip_id of the representative of clips with near embeddings; null: alone"),
+        _f("is_semantic_duplicate", pa.int8(), "1: in a semantic cluster and not its representative"),
+        _f("semantic_run", pa.string(), "lineage of the semantic columns"),
         # caption in use
         _f("caption", pa.string(), "text in use for training"),
         _f("caption_run", pa.string(), "lineage of caption"),

@@ -68,6 +68,7 @@ def caption_lines(row: Mapping[str, Any]) -> list[str]:
         ("looks", "aesthetic_proxy"),
         ("aesthetic", "aesthetic"),
         ("piqe", "piqe"),
+        ("text", "text_overlay"),
     ):
         if row.get(column) is not None:
             scores.append(f"{label} {row[column]:.2f}")

@@ -117,7 +117,12 @@ class Store:
         wanted = [check_column(name, schema) for name in (schema.names if columns is None else columns)]
         keys = [key for key in KEYS[table] if key not in wanted] if ordered else []
         filter_ = compile_filter(where, schema) if where else None
-        rows = self.dataset(table, tag).to_table(columns=wanted + keys, filter=filter_, batch_size=READ_ROWS)
+        dataset = self.dataset(table, tag)
+        known = set(dataset.schema.names)  # an older version's table, opened to read, or its release
+        rows = dataset.to_table(columns=[name for name in wanted + keys if name in known], filter=filter_, batch_size=READ_ROWS)
+        for name in wanted:
+            if name not in known:
+                rows = rows.append_column(schema.field(name), pa.nulls(rows.num_rows, schema.field(name).type))
         if ordered:
             rows = rows.sort_by([(key, "ascending") for key in KEYS[table]])
         return rows.select(wanted).combine_chunks()
@@ -356,11 +361,17 @@ class Store:
         return True
 
     def _create(self, table: str) -> None:
-        if self._exists(table):
+        """Makes the table where it is absent, and columns that an older version did not have."""
+        schema = TABLES[table]
+        if self._exists(table) and set(schema.names) <= set(self.dataset(table).schema.names):
             return
         with self._locked(table):
-            if not self._exists(table):
-                schema = TABLES[table]
+            if self._exists(table):
+                dataset = self.dataset(table)
+                absent = [field for field in schema if field.name not in dataset.schema.names]
+                if absent:
+                    dataset.add_columns(pa.schema(absent))
+            else:
                 lance().write_dataset(schema.empty_table(), self._uri(table), schema=schema, enable_stable_row_ids=True)
 
     def _at_tag(self, tag: str) -> Any:

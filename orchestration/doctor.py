@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from curation.scores.metric_files import METRIC_FILES
 from curation.sources import SourceError, list_sources
 from orchestration.services import answers
 from pipelines.artifacts import Workspace
@@ -218,14 +219,8 @@ class WantedWeights:
 
 
 SAFETENSORS = ("config.json", "*.safetensors")
-FRAME_WEIGHTS = {
-    "musiq": "musiq_koniq_ckpt-e95806b9.pth",
-    "musiq-spaq": "musiq_spaq_ckpt-358bb6af.pth",
-    "maniqa": "ckpt_koniq10k.pt",
-    "clipiqa": "RN50.pt",
-    "niqe": "niqe_modelparameters.mat",
-}
-"""Files of evaluation.frame_metrics in evaluation.frame_weights (flashvideo/evaluation/networks/frame_metrics.py)."""
+FRAME_WEIGHTS = METRIC_FILES
+"""Files of evaluation.frame_metrics in evaluation.frame_weights too (flashvideo/evaluation/networks/frame_metrics.py)."""
 
 
 def wanted_weights(recipe: Recipe) -> list[WantedWeights]:
@@ -247,6 +242,10 @@ def wanted_weights(recipe: Recipe) -> list[WantedWeights]:
         clip, head = curation.aesthetic.clip_weights, curation.aesthetic.head_weights
         wanted.append(WantedWeights("curation.aesthetic.clip_weights", clip, SAFETENSORS, "openai/clip-vit-large-patch14", without))
         wanted.append(WantedWeights("curation.aesthetic.head_weights", head, (), "sac+logos+ava1-l14-linearMSE.pth", without))
+    if curation.text_overlay.detector is not None:
+        hint = "text_detection_en_ppocrv3_2023may.onnx (OpenCV's model zoo)"
+        without = "curation.text_overlay.detector=null"
+        wanted.append(WantedWeights("curation.text_overlay.detector", curation.text_overlay.detector, (), hint, without))
     if curation.caption.backend == "transformers":
         model, without = curation.caption.model, "curation.caption.backend=attributes"
         wanted.append(WantedWeights("curation.caption.model", model, ("config.json",), "a vision-language model", without))
@@ -266,17 +265,20 @@ def wanted_weights(recipe: Recipe) -> list[WantedWeights]:
     if recipe.stage2.init_weights is not None:
         init, without = recipe.stage2.init_weights, "stage2.init_weights=null starts from random weights"
         wanted.append(WantedWeights("stage2.init_weights", init, SAFETENSORS, "THUDM/CogVideoX-2b, transformer/", without))
-    return wanted + _frame_weights(recipe)
+    return wanted + list(_metric_weights(recipe))
 
 
-def _frame_weights(recipe: Recipe) -> list[WantedWeights]:
-    """Those of the evaluation's frame metrics, where a folder is named."""
-    evaluation = recipe.evaluation
-    files = tuple(FRAME_WEIGHTS[name] for name in evaluation.frame_metrics if name in FRAME_WEIGHTS)
-    if evaluation.frame_weights is None or not files:
-        return []
+def _metric_weights(recipe: Recipe) -> Iterator[WantedWeights]:
+    """Those of pyiqa's metrics, where a folder is named."""
     hint = "them (github.com/chaofengc/IQA-PyTorch, release v0.1-weights; RN50.pt: OpenAI's CLIP)"
-    return [WantedWeights("evaluation.frame_weights", evaluation.frame_weights, files, hint, "evaluation.frame_metrics=[piqe]")]
+    quality, evaluation = recipe.curation.quality, recipe.evaluation
+    for key, folder, metrics, without in (
+        ("curation.quality.weights", quality.weights, quality.metrics, "curation.quality.metrics=[piqe]"),
+        ("evaluation.frame_weights", evaluation.frame_weights, evaluation.frame_metrics, "evaluation.frame_metrics=[piqe]"),
+    ):
+        files = tuple(FRAME_WEIGHTS[name] for name in metrics if name in FRAME_WEIGHTS)
+        if folder is not None and files:
+            yield WantedWeights(key, folder, files, hint, without)
 
 
 def missing_files(wanted: WantedWeights) -> list[str]:
@@ -300,9 +302,12 @@ def _weights(recipe: Recipe) -> Iterator[Finding]:
         else:
             yield Finding(entry.key, "ok", str(entry.path))
     mine = recipe.evaluation.frame_metrics if recipe.evaluation.frame_weights is None else ()
-    others = [name for name in (*recipe.curation.quality.metrics, *mine) if name != "piqe"]
+    theirs = recipe.curation.quality.metrics if recipe.curation.quality.weights is None else ()
+    others = [name for name in (*theirs, *mine) if name != "piqe"]
     if others:
-        advice = "piqe needs none; evaluation.frame_weights names a folder of " + ", ".join(FRAME_WEIGHTS.values())
+        advice = "piqe needs none; curation.quality.weights and evaluation.frame_weights name a folder of " + ", ".join(
+            FRAME_WEIGHTS.values()
+        )
         yield Finding("pyiqa metrics", "note", f"{', '.join(sorted(set(others)))} download weights at first use", advice)
     yield from _dover(recipe)
 

@@ -26,7 +26,18 @@ from pipelines.recipe import Recipe
 if TYPE_CHECKING:
     from curation.store import Store
 
-HISTOGRAM_COLUMNS = ("motion_proxy", "motion_raft", "aesthetic_proxy", "aesthetic", "piqe", "musiq")
+HISTOGRAM_COLUMNS = (
+    "motion_proxy",
+    "motion_raft",
+    "aesthetic_proxy",
+    "aesthetic",
+    "piqe",
+    "musiq",
+    "clipiqa",
+    "maniqa",
+    "niqe",
+    "text_overlay",
+)
 SHEET_CLIPS = 12
 """Clips on one contact sheet."""
 THUMB_WIDTH_PX = 240

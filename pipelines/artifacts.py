@@ -151,7 +151,7 @@ class Workspace:
         if spec.name == "caption" and recipe.curation.caption.backend == "sidecar":
             from curation.captions.sidecar import sidecar_listing
 
-            facts.append(sidecar_listing(f.uri for f in list_sources(self.sources(recipe)).files))
+            facts.append(sidecar_listing((f.uri for f in list_sources(self.sources(recipe)).files), recipe.curation.caption.table))
         if spec.name == "select":
             digest = self.labels(recipe) if recipe.labels is None else recipe.labels
             facts += [digest] if digest else []

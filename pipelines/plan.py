@@ -133,6 +133,7 @@ JOBS: tuple[JobSpec, ...] = (
             "motion": r.curation.motion,
             "aesthetic": r.curation.aesthetic,
             "quality": r.curation.quality,
+            "text_overlay": r.curation.text_overlay,
             "dedup": r.curation.dedup,
             "decode": r.curation.decode,
             "versions": versions.SCORE_VERSIONS,

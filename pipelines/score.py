@@ -19,13 +19,16 @@ import pyarrow.compute as pc
 
 from curation.config import CurationConfig
 from curation.decode_pass import PASS_VERSION
-from curation.dedup import HashedClip, dedup_lineage, find_clusters, parse_hashes
+from curation.dedup import DEDUP_COLUMNS, SEMANTIC_COLUMNS, ClipToCompare, dedup_lineage, find_clusters, parse_hashes, semantic_lineage
 from curation.schema import CLIPS
 from curation.scores.aesthetic import aesthetic_lineage, aesthetic_proxy_lineage
+from curation.scores.embedding import MEMORY_BYTES as CLIP_MEMORY_BYTES
 from curation.scores.embedding import embedding_lineage
 from curation.scores.health import health_lineage
-from curation.scores.motion import motion_proxy_lineage, raft_lineage
-from curation.scores.quality import WITHOUT_WEIGHTS, quality_fields, quality_lineage
+from curation.scores.motion import RAFT_MEMORY_BYTES, motion_proxy_lineage, raft_lineage
+from curation.scores.quality import MEMORY_BYTES as METRIC_MEMORY_BYTES
+from curation.scores.quality import METRICS, WITHOUT_WEIGHTS, metric_weights, quality_fields, quality_lineage
+from curation.scores.text_overlay import text_overlay_lineage
 from curation.step import Lineage, Step, StepError
 from curation.store import Store
 from pipelines.artifacts import Report
@@ -42,7 +45,8 @@ BATCH_ROWS, GPU_BATCH_ROWS = 1, 4
 SCORES = (
     "corrupt_frames", "repeated_ratio", "black_ratio", "luma_mean", "blur", "letterbox_top_px", "letterbox_bottom_px",
     "letterbox_left_px", "letterbox_right_px", "perceptual_hash", "motion_proxy", "motion_top5", "motion_camera", "motion_object",
-    "motion_pairs", "camera_move", "motion_raft", "aesthetic_proxy", "aesthetic", "piqe", "musiq", "duplicate_cluster", "is_duplicate",
+    "motion_pairs", "camera_move", "motion_raft", "aesthetic_proxy", "aesthetic", "aesthetic_min", *METRICS, "text_overlay",
+    "duplicate_cluster", "is_duplicate", "semantic_cluster", "is_semantic_duplicate",
 )  # fmt: skip
 """Columns that the job answers for (their lineage aside)."""
 
@@ -55,7 +59,9 @@ class Plan:
     run_column: str
     video_only: bool = False
     heavy: bool = False
-    """Runs on the GPU where the recipe gives one."""
+    """Runs on the GPU where the recipe gives one, in workers of its own."""
+    memory_bytes: int = 0
+    """What such a worker takes."""
 
     @property
     def name(self) -> str:
@@ -81,15 +87,18 @@ def plan_steps(config: CurationConfig) -> tuple[list[Plan], list[Plan]]:
         ]
         for metric in config.quality.metrics:
             quality_fields(metric)
-            first.append(
-                Plan(quality_lineage(metric, config.quality.max_frames, track), f"{metric}_run", heavy=metric not in WITHOUT_WEIGHTS)
-            )
+            quality = quality_lineage(metric, config.quality, track)
+            first.append(Plan(quality, f"{metric}_run", heavy=metric not in WITHOUT_WEIGHTS, memory_bytes=METRIC_MEMORY_BYTES))
+        if config.text_overlay.detector is not None:
+            first.append(Plan(text_overlay_lineage(config.text_overlay, track), "text_overlay_run"))
         second = []
         if config.motion.raft:
-            first.append(Plan(raft_lineage(config.motion, track), "motion_raft_run", video_only=True, heavy=True))
+            first.append(
+                Plan(raft_lineage(config.motion, track), "motion_raft_run", video_only=True, heavy=True, memory_bytes=RAFT_MEMORY_BYTES)
+            )
         if config.aesthetic.laion:
             embedding = embedding_lineage(config.aesthetic, track)
-            first.append(Plan(embedding, "embedding_run", heavy=True))
+            first.append(Plan(embedding, "embedding_run", heavy=True, memory_bytes=CLIP_MEMORY_BYTES))
             second.append(Plan(aesthetic_lineage(config.aesthetic, embedding.run_id), "aesthetic_run"))
     except StepError as error:
         raise UserError(str(error)) from None
@@ -105,7 +114,8 @@ def build_steps(names: Sequence[str], config: CurationConfig, tracks: Path, devi
         "aesthetic_proxy": lambda: _aesthetic_proxy(tracks, track),
         "motion_raft": lambda: _motion_raft(config, tracks, track, device),
         "embedding": lambda: _embedding(config, tracks, track, device),
-        "aesthetic": lambda: _aesthetic(config, track),
+        "aesthetic": lambda: _aesthetic(config, tracks, track),
+        "text_overlay": lambda: _text_overlay(config, tracks, track),
     }
     return [makers[name]() if name in makers else _quality(name, config, tracks, track, device) for name in names]
 
@@ -140,16 +150,27 @@ def _embedding(config: CurationConfig, tracks: Path, track: str, device: str) ->
     return EmbeddingStep(config.aesthetic, tracks, track, device)
 
 
-def _aesthetic(config: CurationConfig, track: str) -> Step:
+def _aesthetic(config: CurationConfig, tracks: Path, track: str) -> Step:
     from curation.scores.aesthetic import AestheticStep
 
-    return AestheticStep(config.aesthetic, embedding_lineage(config.aesthetic, track).run_id)
+    return AestheticStep(config.aesthetic, tracks, embedding_lineage(config.aesthetic, track).run_id)
+
+
+def _text_overlay(config: CurationConfig, tracks: Path, track: str) -> Step:
+    from curation.scores.text_overlay import TextOverlayStep
+
+    return TextOverlayStep(config.text_overlay, tracks, track)
 
 
 def _quality(metric: str, config: CurationConfig, tracks: Path, track: str, device: str) -> Step:
     from curation.scores.quality import QualityStep
 
-    return QualityStep(metric, config.quality.max_frames, tracks, track, device)
+    make = None
+    if metric_weights(metric, config.quality) is not None:
+        from flashvideo.evaluation.networks.frame_metrics import build_metric
+
+        make = partial(build_metric, folder=Path(str(config.quality.weights)).expanduser())
+    return QualityStep(metric, config.quality, tracks, track, device, make)
 
 
 def run(context: JobContext) -> Report:
@@ -161,7 +182,8 @@ def run(context: JobContext) -> Report:
     failed_clips: set[str] = set()
     scored: dict[str, int] = {}
     gpus = context.recipe.runtime.gpus_per_model_worker
-    groups = [([plan for plan in first if not (plan.heavy and gpus)], 0.0), ([plan for plan in first if plan.heavy and gpus], gpus)]
+    # Steps on the CPU share a worker and what it reads; a network on the GPU has workers of its own, of the memory that it declares.
+    groups = [([plan for plan in first if not (plan.heavy and gpus)], 0.0), *(([plan], gpus) for plan in first if plan.heavy and gpus)]
     for plans, group_gpus in [*groups, (second, 0.0)]:
         if plans:
             failed, done = _score(context, store, plans, group_gpus)
@@ -211,7 +233,7 @@ def _score(context: JobContext, store: Store, plans: list[Plan], gpus: float) ->
     done = 0
     begin = time.monotonic()
     context.progress.update(0, rows.num_rows, "clips", "models are loaded")
-    workers = Workers.of(context.recipe.runtime, gpus=gpus)
+    workers = Workers.of(context.recipe.runtime, gpus, max(plan.memory_bytes for plan in plans) if gpus else 0)
     for part in run_steps(build, rows, ["clip_id"], workers, GPU_BATCH_ROWS if gpus else BATCH_ROWS, wanted):
         committer.add(part)
         done += len(part.rows)
@@ -228,33 +250,47 @@ def _score(context: JobContext, store: Store, plans: list[Plan], gpus: float) ->
 
 
 def _mark_duplicates(context: JobContext, store: Store) -> None:
-    """Clusters all present clips anew (cheap) and writes the rows that change."""
-    config = context.recipe.curation.dedup
-    lineage = dedup_lineage(config)
-    columns = ["clip_id", "duplicate_cluster", "is_duplicate", "dedup_run"]
-    rows = present_clips(store, [*columns, "source_id", "media_type", "start_us", "short_side_px", "perceptual_hash"]).to_pylist()
-    begin = time.monotonic()
+    """Clusters all present clips anew (cheap), by looks and where asked by meaning, and writes the rows that change."""
+    config = context.recipe.curation
+    looks, meaning = dedup_lineage(config.dedup), None
+    if config.dedup.semantic_similarity is not None:
+        if not config.aesthetic.laion:
+            raise UserError(
+                "curation.dedup.semantic_similarity compares CLIP embeddings, which curation.aesthetic.laion=true makes; set both"
+            )
+        meaning = semantic_lineage(config.dedup, embedding_lineage(config.aesthetic, track_run(config)).run_id)
+    columns = ["clip_id", "source_id", "media_type", "start_us", "short_side_px", "perceptual_hash", *DEDUP_COLUMNS, *SEMANTIC_COLUMNS]
+    rows = present_clips(store, columns)
     clips = [
-        HashedClip(
+        ClipToCompare(
             row["clip_id"], row["source_id"], row["media_type"], row["start_us"], row["short_side_px"], parse_hashes(row["perceptual_hash"])
         )
-        for row in rows
+        for row in rows.to_pylist()
     ]
-    clusters = find_clusters(clips, config)
+    begin = time.monotonic()
+    _write_clusters(store, rows, DEDUP_COLUMNS, find_clusters(clips, config.dedup), looks, begin)
+    if meaning is not None:
+        from curation.semantic_dedup import find_semantic_clusters
+
+        begin = time.monotonic()
+        embeddings = present_clips(store, ["clip_id", "embedding"])["embedding"].combine_chunks()
+        found = find_semantic_clusters(clips, embeddings, float(config.dedup.semantic_similarity or 0))
+        _write_clusters(store, rows, SEMANTIC_COLUMNS, found, meaning, begin)
+
+
+def _write_clusters(store: Store, rows: pa.Table, names: Sequence[str], clusters: dict[str, str], lineage: Lineage, begin: float) -> None:
+    """`names`: the columns for the cluster, for whether the clip is a duplicate, and for the lineage."""
     changed = []
-    for row in rows:
+    for row in rows.select(["clip_id", *names]).to_pylist():
         cluster = clusters.get(row["clip_id"])
-        new = {
-            "clip_id": row["clip_id"],
-            "duplicate_cluster": cluster,
-            "is_duplicate": int(cluster is not None and cluster != row["clip_id"]),
-            "dedup_run": lineage.run_id,
-        }
-        if any(row[name] != value for name, value in new.items()):
+        values = (cluster, int(cluster is not None and cluster != row["clip_id"]), lineage.run_id)
+        new = {"clip_id": row["clip_id"], **dict(zip(names, values, strict=True))}
+        if new != row:
             changed.append(new)
     if changed:
-        store.merge_columns("clips", pa.Table.from_pylist(changed, schema=pa.schema([CLIPS.field(name) for name in columns])))
-        store.register_run(lineage, "cpu", time.monotonic() - begin, len(rows), len(rows), 0)
+        schema = pa.schema([CLIPS.field(name) for name in ("clip_id", *names)])
+        store.merge_columns("clips", pa.Table.from_pylist(changed, schema=schema))
+        store.register_run(lineage, "cpu", time.monotonic() - begin, rows.num_rows, rows.num_rows, 0)
 
 
 def _report(

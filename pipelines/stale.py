@@ -172,7 +172,7 @@ def main() -> int:
         return 2
     for each in found:
         print(each)
-    print(f"{len(found)} steps have something to do" if found else "nothing is stale")
+    print(f"{len(found)} step{'s have' if found[1:] else ' has'} something to do" if found else "nothing is stale")
     return 0
 
 

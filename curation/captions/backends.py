@@ -19,7 +19,7 @@ def build_captioner(config: CaptionConfig, tracks: Path, cache: Path, device: st
     if config.backend == "attributes":
         return attributes.AttributesCaptioner(tracks)
     if config.backend == "sidecar":
-        return sidecar.SidecarCaptioner()
+        return sidecar.SidecarCaptioner(None if config.table is None else Path(config.table).expanduser())
     if config.backend == "http":
         from curation.captions.http import HttpCaptioner
 
@@ -54,7 +54,9 @@ def captioner_lineage(config: CaptionConfig, track_run: str) -> Lineage:
 
 
 def check_backend(config: CaptionConfig) -> None:
-    """Raises CaptionSetupError when the server of backend http cannot be used. Asked only when there is work for it."""
+    """Raises CaptionSetupError when backend http's server or sidecar's table cannot be used. Asked only when there is work for it."""
+    if config.backend == "sidecar":
+        build_captioner(config, Path(), Path(), "cpu")
     if config.backend == "http":
         from curation.captions.http import check_server
 

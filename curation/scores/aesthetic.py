@@ -12,6 +12,7 @@ import pyarrow as pa
 from curation.config import AestheticConfig
 from curation.ingest import hash_file
 from curation.schema import CLIPS, EMBEDDING_WIDTH
+from curation.scores.frame_embeddings import read_frame_embeddings
 from curation.step import Batch, Lineage, Resources, StepError
 from curation.tracks import ClipTrack, read_clip_track
 from curation.versions import SCORE_VERSIONS
@@ -99,15 +100,19 @@ def colourfulness(picture: np.ndarray) -> float:
 
 
 class AestheticStep:
-    """aesthetic: LAION's sac+logos+ava1 head on the stored embedding; needs no picture. Scale about 1-10."""
+    """aesthetic: LAION's sac+logos+ava1 head on the stored embedding; needs no picture. Scale about 1-10.
+
+    aesthetic_min is the lowest of the key frames' own, null where their embeddings are not kept beside the track.
+    """
 
     name = "aesthetic"
     reads: tuple[str, ...] = ("clip_id", "embedding")
-    writes = pa.schema([CLIPS.field("aesthetic"), CLIPS.field("aesthetic_run")])
+    writes = pa.schema([CLIPS.field("aesthetic"), CLIPS.field("aesthetic_min"), CLIPS.field("aesthetic_run")])
     resources = Resources(cpus=1)
 
-    def __init__(self, config: AestheticConfig, embedding_run: str) -> None:
+    def __init__(self, config: AestheticConfig, tracks: Path, embedding_run: str) -> None:
         self.lineage = aesthetic_lineage(config, embedding_run)
+        self._tracks = tracks
         self._weight, self._bias = load_head(head_weights(config))
 
     def __call__(self, batch: Batch) -> Batch:
@@ -116,8 +121,13 @@ class AestheticStep:
             raise StepError("no_embedding", "the clip has no CLIP embedding; its error row of step embedding says why")
         vectors = np.asarray(column.flatten(), np.float32).reshape(-1, EMBEDDING_WIDTH)
         scores = vectors @ self._weight + self._bias
-        columns = [pa.array(scores.astype(np.float32)), pa.array([self.lineage.run_id] * len(scores), pa.string())]
+        lowest = pa.array([self._lowest(clip_id) for clip_id in batch.column("clip_id").to_pylist()], pa.float32())
+        columns = [pa.array(scores.astype(np.float32)), lowest, pa.array([self.lineage.run_id] * len(scores), pa.string())]
         return pa.RecordBatch.from_arrays(columns, schema=self.writes)
+
+    def _lowest(self, clip_id: str) -> float | None:
+        frames = read_frame_embeddings(self._tracks, clip_id)
+        return None if frames is None else float((frames @ self._weight + self._bias).min())
 
 
 def head_weights(config: AestheticConfig) -> Path:

@@ -12,16 +12,18 @@ from curation.config import AestheticConfig
 from curation.ingest import hash_file
 from curation.schema import CLIPS, EMBEDDING_WIDTH
 from curation.scores.aesthetic import key_pictures
+from curation.scores.frame_embeddings import write_frame_embeddings
 from curation.step import Batch, Lineage, Resources, StepError
 from curation.tracks import read_clip_track
 from curation.versions import SCORE_VERSIONS
 
 CLIP_FOLDER = "openai/clip-vit-large-patch14"
 CLIP_FILE = "model.safetensors"
+MEMORY_BYTES = 3_000_000_000
 
 
 class EmbeddingStep:
-    """Mean over the key frames of their unit CLIP embeddings, unit length again, float16 x 768."""
+    """Mean over the key frames of their unit CLIP embeddings, unit length again, float16 x 768. Those of the frames go beside the track."""
 
     name = "embedding"
     reads: tuple[str, ...] = ("clip_id", "source_id", "start_us", "end_us")
@@ -31,7 +33,7 @@ class EmbeddingStep:
         """`network`: (model, image processor) in place of the weights folder's, for tests with random weights."""
         import torch
 
-        self.resources = Resources(cpus=1, gpus=1 if device.startswith("cuda") else 0, memory_bytes=3_000_000_000)
+        self.resources = Resources(cpus=1, gpus=1 if device.startswith("cuda") else 0, memory_bytes=MEMORY_BYTES)
         self._torch, self._device, self._tracks = torch, torch.device(device), tracks
         if network is None:
             self.lineage = embedding_lineage(config, track_run)
@@ -42,19 +44,23 @@ class EmbeddingStep:
         self._model = self._model.eval().to(self._device)
 
     def __call__(self, batch: Batch) -> Batch:
-        vectors = [self._embed(row) for row in batch.to_pylist()]
+        vectors = []
+        for row in batch.to_pylist():
+            frames = self._frames(row)
+            write_frame_embeddings(self._tracks, row["clip_id"], frames)
+            mean = frames.mean(axis=0)
+            vectors.append(mean / np.linalg.norm(mean))
         flat = pa.array(np.concatenate(vectors).astype(np.float16))
         columns = [pa.FixedSizeListArray.from_arrays(flat, EMBEDDING_WIDTH), pa.array([self.lineage.run_id] * len(vectors), pa.string())]
         return pa.RecordBatch.from_arrays(columns, schema=self.writes)
 
-    def _embed(self, row: dict[str, Any]) -> np.ndarray:
+    def _frames(self, row: dict[str, Any]) -> np.ndarray:
+        """float32 K 768, a unit vector per key frame."""
         track = read_clip_track(self._tracks, row["source_id"], row["clip_id"], row["start_us"], row["end_us"], read="keys")
         pixels = self._processor(images=key_pictures(track), return_tensors="pt")["pixel_values"].to(self._device)
         with self._torch.inference_mode():
             vectors = self._model(pixel_values=pixels).image_embeds.float()
-        vectors = vectors / vectors.norm(dim=-1, keepdim=True)
-        mean = vectors.mean(dim=0)
-        answer: np.ndarray = (mean / mean.norm()).cpu().numpy()
+        answer: np.ndarray = (vectors / vectors.norm(dim=-1, keepdim=True)).cpu().numpy()
         return answer
 
 

@@ -36,6 +36,7 @@ SMALLEST_PICTURE_PX = 32
 STATIC_PX = 0.15
 """Camera motion below this is none; the guard leaves less than that of a static shot."""
 RAFT_UPDATES = 12
+RAFT_MEMORY_BYTES = 2_000_000_000
 RAFT_FILE = "raft_large_C_T_SKHT_V2-ff5fadd5.pth"
 
 
@@ -468,7 +469,7 @@ class MotionRaftStep:
 
     def __init__(self, config: MotionConfig, tracks: Path, track_run: str, device: str, flow: FlowEstimator | None = None) -> None:
         """`flow` replaces the network (tests give one with random weights)."""
-        self.resources = Resources(cpus=1, gpus=1 if device.startswith("cuda") else 0, memory_bytes=2_000_000_000)
+        self.resources = Resources(cpus=1, gpus=1 if device.startswith("cuda") else 0, memory_bytes=RAFT_MEMORY_BYTES)
         self.lineage = raft_lineage(config, track_run) if flow is None else Lineage("score", self.name, "1", "RAFT large, random weights")
         self._config, self._tracks = config, tracks
         self._flow = flow or RaftFlow(raft_weights(config), device)

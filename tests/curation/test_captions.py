@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from caption_stage import BLACK, BLUE, GREEN, RED, WHITE, Answer, Chat, chat_server, jpeg, painted, request_of, said, write_track
+from pyarrow import csv, parquet
 
 from curation.captions.attributes import AttributesCaptioner, dominant_colours, sentence
 from curation.captions.backends import captioner_lineage, check_backend
@@ -149,6 +151,52 @@ def test_no_sidecar_says_where_it_looked_and_the_listing_follows_edits(tmp_path:
     before = sidecar_listing([uri])
     beside(tmp_path, talk__txt="longer")
     assert before != sidecar_listing([uri]) and before[0][0].endswith("talk.txt")
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+def test_a_table_describes_files_and_spans(tmp_path: Path, suffix: str) -> None:
+    """Paths are relative to the table; the span that the clip (1-2 s) overlaps most goes before the whole file's caption."""
+    rows = [
+        {"path": "talk.mp4", "caption": "all of it", "start": None, "end": None},
+        {"path": "talk.mp4", "caption": "first", "start": 0.0, "end": 1.2},
+        {"path": "talk.mp4", "caption": "second", "start": 1.2, "end": 3.0},
+        {"path": str(tmp_path / "other.mp4"), "caption": "another", "start": None, "end": None},
+    ]
+    table = tmp_path / f"captions.{suffix}"
+    if suffix == "parquet":
+        parquet.write_table(pa.Table.from_pylist(rows), table)
+    elif suffix == "csv":
+        csv.write_csv(pa.Table.from_pylist(rows), table)
+    else:
+        table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = SidecarCaptioner(table)
+
+    def ask(name: str, start_s: float, end_s: float) -> Caption | StepError:
+        [answer] = read([CaptionRequest("a", "s1", str(tmp_path / name), round(start_s * 1e6), round(end_s * 1e6), {})])
+        return answer
+
+    assert ask("talk.mp4", 1, 2) == Caption("second", of="clip")
+    assert ask("talk.mp4", 0, 1) == Caption("first", of="clip")
+    assert ask("talk.mp4", 5, 6) == Caption("all of it", of="file")
+    assert ask("other.mp4", 0, 9) == Caption("another", of="file")
+    answer = ask("none.mp4", 0, 1)
+    assert isinstance(answer, StepError) and answer.code == "no_sidecar"
+    before = sidecar_listing([], str(table))
+    table.touch()
+    assert before != sidecar_listing([], str(table))
+
+
+def test_a_table_that_cannot_be_used_is_said_before_the_work_starts(tmp_path: Path) -> None:
+    for name, text, message in (
+        ("none.csv", None, "does not exist"),
+        ("notes.txt", "x", r"is none of \.parquet, \.csv, \.jsonl"),
+        ("odd.csv", "path,words\na,b\n", "none of the columns caption, text, prompt; it has path, words"),
+        ("odd.parquet", "no parquet", "cannot be read"),
+    ):
+        if text is not None:
+            (tmp_path / name).write_text(text)
+        with pytest.raises(CaptionSetupError, match=message):
+            check_backend(CaptionConfig(backend="sidecar", table=str(tmp_path / name)))
 
 
 # http

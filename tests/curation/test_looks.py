@@ -10,14 +10,16 @@ import pyarrow as pa
 import pytest
 from generated_films import moving, texture, write_film
 
-from curation.config import AestheticConfig, DecodeConfig, ShotsConfig
+from curation.config import AestheticConfig, DecodeConfig, QualityConfig, ShotsConfig
 from curation.decode_pass import run_pass
 from curation.passes import PassTask
 from curation.schema import EMBEDDING_WIDTH
 from curation.scores.aesthetic import AestheticProxyStep, AestheticStep, aesthetic_proxy, colourfulness, head_weights, load_head
 from curation.scores.embedding import EmbeddingStep, clip_weights
+from curation.scores.frame_embeddings import read_frame_embeddings, write_frame_embeddings
 from curation.scores.health import HealthStep
-from curation.scores.quality import QualityStep, spread
+from curation.scores.metric_files import METRIC_FILES
+from curation.scores.quality import QualityStep, quality_fields, quality_lineage, spread
 from curation.step import StepError
 
 CLIP = ShotsConfig(min_duration_s=1.125, clip_duration_s=1.25)
@@ -96,9 +98,11 @@ def test_laion_head_is_one_affine_map(tmp_path: Path) -> None:
         expected = layer(expected)
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.numpy().reshape(-1)), EMBEDDING_WIDTH)
     batch = pa.RecordBatch.from_arrays([pa.array(["a", "b", "c"]), column], names=["clip_id", "embedding"])
-    step = AestheticStep(AestheticConfig(laion=True, head_weights=str(path)), "embedding-run")
-    found = step(batch).column("aesthetic").to_numpy()
-    assert np.allclose(found, expected.detach().numpy()[:, 0], atol=1e-4)
+    step = AestheticStep(AestheticConfig(laion=True, head_weights=str(path)), tmp_path, "embedding-run")
+    write_frame_embeddings(tmp_path, "b", vectors.numpy())  # b's key frames: all three
+    found = step(batch)
+    assert np.allclose(found.column("aesthetic").to_numpy(), expected.detach().numpy()[:, 0], atol=1e-4)
+    assert found.column("aesthetic_min").to_pylist() == [None, pytest.approx(float(expected.detach().min()), abs=1e-4), None]
     torch.save({"layers.0.weight": torch.zeros(4, 4), "layers.0.bias": torch.zeros(4)}, path)
     with pytest.raises(StepError, match="768 -> 1"):
         load_head(path)
@@ -113,6 +117,9 @@ def test_embedding_with_a_random_network_of_the_true_form(clips: pa.RecordBatch,
     output = EmbeddingStep(AestheticConfig(laion=True), tracks, "run", "cpu", network=network)(clips)
     vectors = np.asarray(output.column("embedding").flatten(), np.float32).reshape(2, EMBEDDING_WIDTH)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=2e-3)
+    frames = read_frame_embeddings(tracks, clips.column("clip_id")[0].as_py())
+    assert frames is not None and np.allclose(np.linalg.norm(frames, axis=1), 1, atol=2e-3)
+    assert np.allclose(frames.mean(axis=0) / np.linalg.norm(frames.mean(axis=0)), vectors[0], atol=2e-3)
     assert not np.allclose(vectors[0], vectors[1], atol=1e-3)
 
 
@@ -132,14 +139,14 @@ def test_piqe_tells_a_damaged_picture_from_a_good_one(tmp_path: Path) -> None:
         film = write_film(tmp_path / f"{name}.mp4", frames)
         [clip] = run_pass(PassTask(str(film), name, "video", 24.0, DecodeConfig(), CLIP, tmp_path)).clips
         rows.append({"clip_id": clip.clip_id, "source_id": name, "start_us": clip.start_us, "end_us": clip.end_us})
-    step = QualityStep("piqe", 1, tmp_path, "run", "cpu")
+    step = QualityStep("piqe", QualityConfig(max_frames=1), tmp_path, "run", "cpu")
     good_score, bad_score = step(pa.RecordBatch.from_pylist(rows)).column("piqe").to_pylist()
     assert good_score < bad_score - 5
 
 
 def test_an_unknown_metric_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(StepError, match="no column 'brisque'"):
-        QualityStep("brisque", 1, tmp_path, "run", "cpu")
+        QualityStep("brisque", QualityConfig(), tmp_path, "run", "cpu")
 
 
 def test_frames_are_spread_evenly() -> None:
@@ -147,3 +154,30 @@ def test_frames_are_spread_evenly() -> None:
     assert [int(p[0]) for p in spread(pictures, 1)] == [2]
     assert [int(p[0]) for p in spread(pictures, 2)] == [1, 3]
     assert [int(p[0]) for p in spread(pictures, 9)] == [0, 1, 2, 3, 4]
+
+
+def test_musiq_by_path_scores_a_clip_and_is_recorded_with_its_hash(clips: pa.RecordBatch, tracks: Path, tmp_path: Path) -> None:
+    """The true network with random weights, through the job's own way of making the step; another file is another lineage."""
+    import torch
+    from pyiqa.archs.musiq_arch import MUSIQ
+
+    from curation.config import CurationConfig
+    from pipelines.score import build_steps
+
+    config = CurationConfig(quality=QualityConfig(metrics=("musiq",), max_frames=1, weights=str(tmp_path)))
+    with pytest.raises(StepError, match=r"musiq_koniq_ckpt-e95806b9\.pth, which does not exist"):
+        quality_lineage("musiq", config.quality, "run")
+    torch.manual_seed(0)
+    torch.save(MUSIQ(pretrained=False).state_dict(), tmp_path / METRIC_FILES["musiq"])
+    [step] = build_steps(["musiq"], config, tracks, "cpu")
+    assert all(np.isfinite(step(clips.slice(0, 1)).column("musiq").to_numpy()))
+    assert step.lineage.weights_sha256 is not None
+    (tmp_path / METRIC_FILES["musiq"]).write_bytes(b"other")
+    assert quality_lineage("musiq", config.quality, "run").run_id != step.lineage.run_id
+
+
+def test_every_metric_of_the_paper_has_a_column_and_its_file_a_name() -> None:
+    from flashvideo.evaluation.networks.frame_metrics import FILES
+
+    assert all(quality_fields(metric).names == [metric, f"{metric}_run"] for metric in ("piqe", "musiq", "clipiqa", "maniqa", "niqe"))
+    assert {name: weights.name for name, weights in FILES.items()} == METRIC_FILES

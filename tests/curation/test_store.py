@@ -373,3 +373,18 @@ def test_a_large_merge_fits_though_the_key_is_indexed(store: Store) -> None:
     store.build_indexes()
     assert store.merge_columns("clips", clips(**columns)) == count
     assert store.count("clips", "caption is not null") == count
+
+
+def test_a_store_of_an_older_version_gets_the_columns_that_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read without them before, as null; written after."""
+    older = pa.schema([field for field in TABLES["clips"] if field.name not in ("text_overlay", "aesthetic_min")])
+    with monkeypatch.context() as patch:
+        patch.setitem(TABLES, "clips", older)
+        Store.open(tmp_path).upsert("clips", pa.table({"clip_id": ["a"], "piqe": pa.array([40.0], pa.float32())}))
+    unchanged = Store.open(tmp_path, create=False)
+    assert unchanged.read("clips", ["piqe", "text_overlay"]).to_pylist() == [{"piqe": 40.0, "text_overlay": None}]
+    store = Store.open(tmp_path)
+    store.merge_columns("clips", pa.table({"clip_id": ["a"], "text_overlay": pa.array([0.5], pa.float32())}))
+    assert store.read("clips", ["piqe", "text_overlay", "aesthetic_min"]).to_pylist() == [
+        {"piqe": 40.0, "text_overlay": 0.5, "aesthetic_min": None}
+    ]
