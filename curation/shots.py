@@ -30,6 +30,8 @@ MIN_JUMP = 6.0
 MAX_SKIPPED = 4
 """Repeats in a row that are kept from the detectors. An 8 fps film shown at 24 would be a cut every third frame."""
 COARSE_PX = 24
+MAX_RATE_HZ = 240.0
+"""A header may say 90,000 frames a second; so many frames must not be waited for."""
 WHITE_LEVEL = 240
 """Mean of B, G, R above which the picture has faded to white."""
 SUDDEN = 0.5
@@ -57,7 +59,7 @@ class CutDetector:
     """
 
     def __init__(self, config: ShotsConfig, frame_rate_hz: float) -> None:
-        self._rate = max(1.0, float(frame_rate_hz))
+        self._rate = min(max(1.0, float(frame_rate_hz)), MAX_RATE_HZ)
         shortest = max(2, round(MIN_SHOT_S * self._rate))
         self._detectors: list[Any] = []
         if config.detector == "adaptive":

@@ -42,6 +42,11 @@ def test_every_frame_is_answered_once() -> None:
         assert len([a for a in answers if a is not None]) + len(detector.flush()) == length
 
 
+def test_a_header_that_lies_about_the_rate_keeps_no_more_frames_waiting() -> None:
+    assert CutDetector(ShotsConfig(), 90_000.0).lag == CutDetector(ShotsConfig(), 240.0).lag < 400
+    assert CutDetector(ShotsConfig(), 24.0).lag <= 1.6 * 24
+
+
 def test_a_flash_is_no_cut() -> None:
     frames = shot(1, 80)
     for index in (40, 41):
