@@ -7,8 +7,10 @@ video has no score is stored too, so that it is not decoded again.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import av
 import numpy as np
@@ -25,7 +27,10 @@ from flashvideo.evaluation.suite import Problem, VideoItem
 from flashvideo.evaluation.video_frames import ClipWriter, VideoFacts, decoded_frames, encodable, probe
 from flashvideo.video_files import VideoFileError
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[float, int], None]
+"""Videos done, with the share of the one under way, and videos in all."""
+SAY_EVERY_S = 2.0
+"""A minute of 1080p takes many."""
 
 
 @dataclass
@@ -65,18 +70,18 @@ class Evaluator:
         for done, item in enumerate(mine):
             if progress is not None:
                 progress(done, len(mine))
-            self._evaluate(item, tally)
+            self._evaluate(item, tally, None if progress is None else partial(_within, progress, done, len(mine)))
         if progress is not None:
             progress(len(mine), len(mine))
         return tally
 
-    def _evaluate(self, item: VideoItem, tally: Tally) -> None:
+    def _evaluate(self, item: VideoItem, tally: Tally, tell: Callable[[float], None] | None = None) -> None:
         """One video, unless everything about it is stored. Counts it in the tally."""
         lacking: list[str] = []
         try:
             lacking = self.lacking(item)
             if lacking:
-                self._score(item, lacking)
+                self._score(item, lacking, tell)
                 tally.scored += 1
             else:
                 tally.kept += 1
@@ -132,14 +137,14 @@ class Evaluator:
     def _key(self, item: VideoItem, dimension: str) -> str:
         return score_key(self.sha256(item), item.prompt, dimension, self._metrics[dimension], self.protocol)
 
-    def _score(self, item: VideoItem, names: Sequence[str]) -> None:
+    def _score(self, item: VideoItem, names: Sequence[str], tell: Callable[[float], None] | None) -> None:
         """Decodes the video; stores what could be scored, and why the rest could not."""
         facts = probe(item.path)
         if self._expected_frames is not None and facts.frames != self._expected_frames:
             raise _OtherFrames(f"{item.path.name} has {facts.frames} frames, {self._expected_frames} are expected; it is left out")
         scoring = VideoScoring(self.protocol, self.rules, names, item.prompt, facts)
         with torch.inference_mode():
-            scoring.feed(_counted(item, facts))
+            scoring.feed(_counted(item, facts, tell))
             clips, across = scoring.clips, scoring.across()
         for name in names:
             if name in scoring.failed:
@@ -169,12 +174,19 @@ class _OtherFrames(ValueError):
     """A video of another length."""
 
 
-def _counted(item: VideoItem, facts: VideoFacts) -> Iterator[np.ndarray]:
-    """The video's frames. Raises VideoFileError where fewer or more come than its packets promise."""
-    count = 0
+def _within(progress: Progress, done: int, total: int, share: float) -> None:
+    progress(done + share, total)
+
+
+def _counted(item: VideoItem, facts: VideoFacts, tell: Callable[[float], None] | None = None) -> Iterator[np.ndarray]:
+    """The video's frames; `tell` hears the share that is done. VideoFileError where fewer or more come than its packets promise."""
+    count, told = 0, time.monotonic()
     for frame in decoded_frames(item.path):
         count += 1
         yield frame
+        if tell is not None and time.monotonic() - told >= SAY_EVERY_S:
+            told = time.monotonic()
+            tell(count / facts.frames)
     if count != facts.frames:
         raise VideoFileError(f"{item.path.name} is damaged: it holds {facts.frames} packets, {count} frames can be decoded")
 

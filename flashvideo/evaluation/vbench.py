@@ -333,8 +333,13 @@ def _tell_absent(options: argparse.Namespace, protocol: VBenchProtocol, chosen: 
                 print(f"  {'stand-in' if options.stand_ins else 'missing'} for {name}: {missing[field]}")
 
 
-def _progress(done: int, total: int) -> None:
-    print(f"\r  {done} of {total} videos", end="\n" if done == total else "", file=sys.stderr, flush=True)
+def _progress(done: float, total: int) -> None:
+    print(
+        f"\r  {done if isinstance(done, int) else f'{done:.2f}'} of {total} videos  ",
+        end="\n" if done == total else "",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _write(path: Path, data: object) -> None:

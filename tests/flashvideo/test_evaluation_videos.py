@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flashvideo.evaluation import evaluator as evaluator_module
 from flashvideo.evaluation.aggregation import Scored, dimension_score, video_parts
 from flashvideo.evaluation.confidence import bootstrap, clips_that_fit, grid_place
 from flashvideo.evaluation.evaluator import Evaluator
@@ -145,6 +146,16 @@ def test_a_run_stopped_inside_a_video_keeps_the_others(videos, prompts, tmp_path
     with pytest.raises(KeyboardInterrupt):
         judge.evaluate(items, progress=stop)
     assert evaluator(tmp_path / "scores").evaluate(items).kept == 5
+
+
+def test_progress_goes_on_inside_a_long_video(videos, prompts, tmp_path, monkeypatch):
+    """A video of a minute is minutes of work: the share of its frames counts."""
+    monkeypatch.setattr(evaluator_module, "SAY_EVERY_S", 0.0)
+    items = find_videos(videos, prompts, samples=2).items[:2]
+    told: list[float] = []
+    evaluator(tmp_path / "scores").evaluate(items, progress=lambda done, total: told.append(done))
+    frames = [probe(item.path).frames for item in items]
+    assert told == [0, *(n / frames[0] for n in range(1, frames[0] + 1)), 1, *(1 + n / frames[1] for n in range(1, frames[1] + 1)), 2]
 
 
 def test_another_protocol_or_network_is_scored_anew(videos, prompts, tmp_path):
