@@ -13,19 +13,20 @@ import time
 import torch
 
 from flashvideo.config import PixelDegradationConfig
-from flashvideo.objectives.degradation import draw_degradation
+from flashvideo.objectives.degradation import Branch, draw_degradation
 
 
 def cpu_seconds(shape: tuple[int, int, int], strong: bool, clips: int) -> list[float]:
     """Of each clip: drawing and applying. The first of all is a warm-up and not counted."""
-    config = PixelDegradationConfig(strong_probability=1.0)
+    config = PixelDegradationConfig()
+    branch: Branch = "strong" if strong else "weak"
     frames, height, width = shape
     picture = torch.rand(1, 3, height // 8, width // 8, generator=torch.Generator().manual_seed(0))
     clip = torch.nn.functional.interpolate(picture, (height, width), mode="bicubic").clamp(0, 1).repeat(frames, 1, 1, 1)
     seconds = []
     for number in range(clips + 1):
         begin = time.process_time()
-        draw_degradation(config, seed=0, sample_id=f"clip{number}", variant=int(strong), num_frames=frames).apply(clip)
+        draw_degradation(config, seed=0, sample_id=f"clip{number}", variant=0, num_frames=frames, branch=branch).apply(clip)
         seconds.append(time.process_time() - begin)
     return seconds[1:]
 

@@ -360,7 +360,7 @@ class PixelDegradationConfig(Settings):
     """
 
     strong_probability: Share = 0.5
-    """code: aug_prob."""
+    """Share of the samples that training reads (code: aug_prob)."""
     downscale: Range = (4.0, 8.0)
     """code: scale_range 4 ~ 8; of the weak branch, and of the strong one's last resize."""
     blur_kernels: dict[str, float] = {
@@ -411,8 +411,11 @@ class PixelDegradationConfig(Settings):
     walk: DegradationWalkConfig = DegradationWalkConfig()
     strength: float = 1.0
     """Multiplies (max - min) of the blur, noise and JPEG ranges."""
+    copies: Literal["cached", "on_the_fly"] = "cached"
+    """cached: `cached_variants` degraded latents of a clip are kept beside the clean ones. on_the_fly: the clean ones alone are, and a
+    training rank decodes, degrades (a new draw each time) and encodes the clip whenever it reads it (engine.loader_workers ahead)."""
     cached_variants: Count = 4
-    """Degraded latents kept per clip: the first is weak, the others are drawn."""
+    """Degraded latents kept per clip: the first is weak, the others are strong; which is read is drawn by `strong_probability`."""
     enabled: bool = True
 
 

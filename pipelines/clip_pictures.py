@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipelines.latent_plan import LatentProfile, copies, latent_profiles, wants
 from pipelines.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+    from flashvideo.objectives.degradation import Branch
 
 Clip = Mapping[str, Any]
 Pixels = npt.NDArray[np.uint8]
@@ -67,8 +72,8 @@ def cover(pixels: Pixels, height: int, width: int) -> Pixels:
     return np.stack([cv2.resize(frame, size, interpolation=interpolation)[top : top + height, left : left + width] for frame in pixels])
 
 
-def make_pictures(recipe: Recipe, clip: Clip, cache: PixelCache) -> ClipPictures:
-    """Reads a clip and degrades it, once for every picture, media and strength that its profiles share."""
+def make_pictures(recipe: Recipe, clip: Clip, cache: PixelCache, device: torch.device | None = None) -> ClipPictures:
+    """Reads a clip and degrades it (on the device), once for every picture, media and strength that its profiles share."""
     pixels, times = read_picture(recipe, clip, cache)
     made = ClipPictures(clip, times)
     shared: dict[tuple[Any, ...], list[Picture]] = {}
@@ -77,33 +82,53 @@ def make_pictures(recipe: Recipe, clip: Clip, cache: PixelCache) -> ClipPictures
             continue
         key = (profile.picture, profile.media, profile.strength)
         if key not in shared:
-            shared[key] = _copies_of(recipe, clip, profile, pixels)
+            shared[key] = _copies_of(recipe, clip, profile, pixels, device)
         made.by_profile[profile] = shared[key]
     return made
 
 
-def _copies_of(recipe: Recipe, clip: Clip, profile: LatentProfile, pixels: Pixels) -> list[Picture]:
-    """The clean picture of a profile and its degraded copies."""
+def _copies_of(recipe: Recipe, clip: Clip, profile: LatentProfile, pixels: Pixels, device: torch.device | None) -> list[Picture]:
+    """The clean picture of a profile and its kept degraded copies."""
+    from flashvideo.objectives.degradation import cached_branches
+
+    clean = clean_picture(profile, pixels)
+    branches = cached_branches(recipe.stage2.pixel_degradation)[: len(copies(recipe, profile)) - 1]
+    degraded = [degraded_picture(recipe, clip, profile, clean, variant, branch, device) for variant, branch in enumerate(branches)]
+    return [Picture(clean), *degraded]
+
+
+def clean_picture(profile: LatentProfile, pixels: Pixels) -> Pixels:
+    """What was read of a clip, at the size of a profile's picture: its first frames, or the middle one for an image."""
+    if profile.media == "image":
+        pixels = pixels[len(pixels) // 2][None]
+    return cover(pixels[: profile.picture.frames], profile.picture.height, profile.picture.width)
+
+
+def degraded_picture(
+    recipe: Recipe,
+    clip: Clip,
+    profile: LatentProfile,
+    clean: Pixels,
+    variant: int,
+    branch: Branch | None = None,
+    device: torch.device | None = None,
+) -> Picture:
+    """The clean picture degraded on the device, with its parameters: the same for the same clip, kind and variant."""
     import torch
 
     from flashvideo.objectives.degradation import draw_degradation, from_uint8, to_uint8
 
-    if profile.media == "image":
-        pixels = pixels[len(pixels) // 2][None]
-    clean = cover(pixels[: profile.picture.frames], profile.picture.height, profile.picture.width)
-    pictures = [Picture(clean)]
-    for variant in range(len(copies(recipe, profile)) - 1):
-        drawn = draw_degradation(
-            recipe.stage2.pixel_degradation,
-            seed=recipe.seed,
-            sample_id=f"{clip['clip_id']}/{profile.media}",
-            variant=variant,
-            num_frames=len(clean),
-            strength=profile.strength or 0.0,
-        )
-        worse = to_uint8(drawn.apply(from_uint8(clean, torch.empty(0))))
-        pictures.append(Picture(worse, json.dumps(drawn.record(), sort_keys=True)))
-    return pictures
+    drawn = draw_degradation(
+        recipe.stage2.pixel_degradation,
+        seed=recipe.seed,
+        sample_id=f"{clip['clip_id']}/{profile.media}",
+        variant=variant,
+        num_frames=len(clean),
+        strength=profile.strength or 0.0,
+        branch=branch,
+    )
+    worse = to_uint8(drawn.apply(from_uint8(clean, torch.empty(0, device=device))))
+    return Picture(worse, json.dumps(drawn.record(), sort_keys=True))
 
 
 def crop_corner(recipe: Recipe, clip: Clip, profile: LatentProfile, number: int) -> tuple[int, int]:

@@ -106,7 +106,7 @@ def draw_samples(
     light = from_uint8(pixels, torch.empty(0))
     sharp = mean_gradient_magnitude(pixels)
     samples = []
-    for number in range(1, count + 1):  # variant 0 is weak always
+    for number in range(1, count + 1):
         try:
             drawn = draw_degradation(config, seed=seed, sample_id=name, variant=number, num_frames=len(pixels))
             worse = drawn.apply(light)

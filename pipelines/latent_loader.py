@@ -13,10 +13,14 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from flashvideo.config import PixelDegradationConfig
+from flashvideo.objectives.degradation import drawn_copy
 from flashvideo.training.batches import LatentSample, Modality
 
 if TYPE_CHECKING:
     from safetensors import safe_open
+
+    from pipelines.degraded_reads import DegradedReads
 
 OPEN_SHARDS = 32
 
@@ -24,9 +28,19 @@ OPEN_SHARDS = 32
 class LatentSamples:
     """Samples of an Arrow file that `sample_lists.write_samples` wrote (flashvideo.training.batches.SampleSource)."""
 
-    def __init__(self, path: Path, root: Path, scale: float, text_shape: Sequence[int], use_degraded: bool) -> None:
-        """`scale`: latents to model input. `text_shape`: (L, D) of the all-zero embedding."""
-        self._root, self._scale, self._text_shape, self._use_degraded = root, scale, tuple(text_shape), use_degraded
+    def __init__(
+        self,
+        path: Path,
+        root: Path,
+        scale: float,
+        text_shape: Sequence[int],
+        degradation: PixelDegradationConfig | None = None,
+        reads: DegradedReads | None = None,
+    ) -> None:
+        """`scale`: latents to model input. `text_shape`: (L, D) of the all-zero embedding. `degradation`: Stage II's; None: clean
+        latents only. `reads`: makes the degraded ends; None: they are copies that were kept."""
+        self._root, self._scale, self._text_shape, self._degradation = root, scale, tuple(text_shape), degradation
+        self._reads = reads
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         self._rows: dict[str, pa.Table] = {media: table.filter(pc.equal(table["media"], media)) for media in ("image", "video")}
         self._ids = {media: rows["sample_id"].to_pylist() for media, rows in self._rows.items()}
@@ -39,18 +53,23 @@ class LatentSamples:
     def read(self, modality: Modality, index: int, generator: torch.Generator) -> LatentSample:
         """Draws the degraded copy, then the noise of the clean latents, then that of the degraded ones."""
         row = self._rows[modality].slice(index, 1).to_pylist()[0]
-        if not self._use_degraded:
-            return LatentSample(self._sampled(row["clean_shard"], row["clean_tensor"], generator), self._text(row))
+        kept = self._open(row["clean_shard"]).get_tensor(row["clean_tensor"])
+        if self._degradation is None:
+            return LatentSample(self._sampled(kept, generator), self._text(row))
+        if self._reads is not None:
+            worse, record = self._reads.read(row, generator)
+            return LatentSample(self._sampled(kept, generator), self._text(row), self._sampled(worse, generator), record)
         copies = list(zip(row["degraded_shards"], row["degraded_tensors"], strict=True))
-        picked = int(torch.randint(max(1, len(copies)), (1,), generator=generator).item())
-        clean = self._sampled(row["clean_shard"], row["clean_tensor"], generator)
-        # Without DEG_pixel the degraded end is the clean latents (DEG_latent alone is left).
-        degraded = self._sampled(*copies[picked], generator) if copies else clean
-        return LatentSample(clean, self._text(row), degraded)
+        if not copies:  # without DEG_pixel the degraded end is the clean latents (DEG_latent alone is left)
+            clean = self._sampled(kept, generator)
+            return LatentSample(clean, self._text(row), clean)
+        shard, tensor = copies[drawn_copy(self._degradation, len(copies), generator)]
+        clean = self._sampled(kept, generator)
+        return LatentSample(clean, self._text(row), self._sampled(self._open(shard).get_tensor(tensor), generator))
 
-    def _sampled(self, shard: str, tensor: str, generator: torch.Generator) -> Tensor:
+    def _sampled(self, posterior: Tensor, generator: torch.Generator) -> Tensor:
         """Model input: a sample of the posterior (latents are sampled everywhere, never modes), scaled."""
-        mean, logvar = self._open(shard).get_tensor(tensor).float()
+        mean, logvar = posterior.float()
         noise = torch.randn(mean.shape, generator=generator)
         sampled: Tensor = (mean + (0.5 * logvar).exp() * noise) * self._scale
         return sampled

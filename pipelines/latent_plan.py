@@ -91,9 +91,21 @@ def latent_settings(recipe: Recipe) -> dict[str, Any]:
         "profiles": [
             [profile.name, profile.shape, profile.picture, profile.strength, profile.held_out] for profile in latent_profiles(recipe)
         ],
-        "degradation": recipe.stage2.pixel_degradation,
+        "degradation": stored_degradation(recipe),
         "seed": recipe.seed,
     }
+
+
+def stored_degradation(recipe: Recipe) -> dict[str, Any]:
+    """What the stored latents depend on of DEG_pixel: nothing else where the copies are made while training."""
+    degradation = recipe.stage2.pixel_degradation
+    return degradation.model_dump(mode="json", include={"copies"} if degrades_while_training(recipe) else None)
+
+
+def degrades_while_training(recipe: Recipe) -> bool:
+    """Whether the ranks decode, degrade and encode the clips that they read."""
+    degradation = recipe.stage2.pixel_degradation
+    return degradation.enabled and degradation.copies == "on_the_fly"
 
 
 def motion_word(clip: Mapping[str, Any], config: LatentsConfig) -> str | None:
@@ -140,7 +152,8 @@ def copies(recipe: Recipe, profile: LatentProfile) -> list[str]:
     degradation = recipe.stage2.pixel_degradation
     if profile.strength is None:
         return ["clean"]
-    return ["clean"] + [f"degraded{number}" for number in range(degradation.cached_variants if degradation.enabled else 0)]
+    kept = degradation.cached_variants if degradation.enabled and degradation.copies == "cached" else 0
+    return ["clean"] + [f"degraded{number}" for number in range(kept)]
 
 
 def variant_names(recipe: Recipe, profile: LatentProfile) -> list[str]:

@@ -30,6 +30,7 @@ from pipelines.latent_plan import (
     prefixes,
     stage1_text,
     stage2_text,
+    stored_degradation,
     stored_profile,
     text_hash,
     variant_names,
@@ -38,12 +39,14 @@ from pipelines.latent_plan import (
 from pipelines.recipe import Recipe, fingerprint
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from flashvideo.models.text_encoder import TextEncoder
     from flashvideo.models.vae import VideoAutoencoder
+    from pipelines.degraded_reads import SharedAutoencoder
 
-VERSION = "1"
+VERSION = "2"
 """Bumped when equal settings make other latents or texts."""
 TEXTS_PER_UNIT = 512
 READERS = 2
@@ -87,7 +90,7 @@ def latents_lineage(recipe: Recipe, vae: VideoAutoencoder) -> Lineage:
         "chunk_mode": recipe.vae.chunk_mode,
         "frame_rate_hz": recipe.latents.frame_rate_hz,
         "patches_per_clip": recipe.latents.patches_per_clip,
-        "degradation": recipe.stage2.pixel_degradation.model_dump(mode="json"),
+        "degradation": stored_degradation(recipe),
         "pictures": sorted(f"{profile.name} of {profile.picture}" for profile in latent_profiles(recipe)),
         "seed": recipe.seed,
     }
@@ -109,7 +112,7 @@ def ahead(readers: ThreadPoolExecutor, work: Callable[[Clip], Any], clips: Seque
 
 
 def encode_units(
-    context: JobContext, units: Sequence[Unit], vae: VideoAutoencoder, lineage: Lineage, cache: PixelCache
+    context: JobContext, units: Sequence[Unit], vae: VideoAutoencoder, lineage: Lineage, cache: PixelCache, device: torch.device
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of `latents` and of `errors`, of every unit; encodes those that have no shard yet."""
     rows: list[dict[str, Any]] = []
@@ -125,7 +128,8 @@ def encode_units(
             def say(clips_done: int, begun: int = begun) -> None:
                 context.progress.update(begun + clips_done, total, "clips", "encoding")
 
-            kept = encode_unit(context, unit, vae, lineage, cache, say)
+            read = partial(make_pictures, context.recipe, cache=cache, device=device)
+            kept = encode_unit(context, unit, vae, lineage, read, say)
             write_atomically(_rows_path(context.folder / unit.shard), json.dumps({"plan": plan, **kept}))
         rows += kept["rows"]
         failures += kept["failures"]
@@ -148,9 +152,14 @@ def finished_unit(shard: Path, plan: str) -> dict[str, Any] | None:
 
 
 def encode_unit(
-    context: JobContext, unit: Unit, vae: VideoAutoencoder, lineage: Lineage, cache: PixelCache, say: Callable[[int], None]
+    context: JobContext,
+    unit: Unit,
+    vae: VideoAutoencoder,
+    lineage: Lineage,
+    read: Callable[[Clip], ClipPictures],
+    say: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Writes a unit's shard; returns its rows and failures."""
+    """Writes a unit's shard; returns its rows and failures. `read` raises MediaError."""
     from curation.video import MediaError
 
     shard = context.folder / unit.shard
@@ -158,7 +167,7 @@ def encode_unit(
     rows: list[dict[str, Any]] = []
     failures: list[dict[str, Any]] = []
     with ThreadPoolExecutor(READERS) as readers:
-        for number, (clip, making) in enumerate(ahead(readers, partial(make_pictures, context.recipe, cache=cache), unit.clips)):
+        for number, (clip, making) in enumerate(ahead(readers, read, unit.clips)):
             try:
                 made = making.result()
             except MediaError as error:
@@ -220,7 +229,7 @@ def _times(times_us: Sequence[int], media: Media, num_frames: int) -> list[int]:
     return [times_us[len(times_us) // 2]] if media == "image" else list(times_us[:num_frames])
 
 
-def encode_pixels(vae: VideoAutoencoder, pixels: Pixels) -> Tensor:
+def encode_pixels(vae: VideoAutoencoder | SharedAutoencoder, pixels: Pixels) -> Tensor:
     """uint8 T H W C to mean and log variance, bf16 2 T C H W on the CPU."""
     import torch
 

@@ -55,7 +55,7 @@ def run(context: JobContext) -> Report:
     vae = ready_autoencoder(recipe, clips, context.folder / "vae", device, cache)
     lineage = latents_lineage(recipe, vae)
     units = cut_units(recipe, [clip for clip in clips if any(wants(recipe, profile, clip) for profile in latent_profiles(recipe))])
-    rows, failures = encode_units(context, units, vae, lineage, cache)
+    rows, failures = encode_units(context, units, vae, lineage, cache, device)
     if failures and len(failures) > recipe.curation.max_failed_share * len(clips):
         raise RuntimeError(f"{len(failures)} of {len(clips)} kept clips could not be read; the first: {failures[0]['message']}")
     texts, encoder = encode_texts(context, clips)

@@ -46,7 +46,12 @@ class RankRequest:
     progress: str | None
     """Progress file that rank 0 writes."""
     settings: dict[str, Any]
-    """What the job found out before starting: scales, sample files, phase folders."""
+    """What the job found out before starting: scales, sample files, phase folders, the dataset's tag."""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What every checkpoint says of itself."""
+        return {"recipe": json.loads(self.recipe), "tag": self.settings.get("tag")}
 
 
 class RankFailure(RuntimeError):

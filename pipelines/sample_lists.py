@@ -19,7 +19,7 @@ from curation.store import Store
 from flashvideo.whole_files import writing
 from pipelines.artifacts import Report
 from pipelines.job import UserError
-from pipelines.latent_plan import LatentProfile, stage1_text, stage2_text, stored_profile, text_hash
+from pipelines.latent_plan import LatentProfile, degrades_while_training, stage1_text, stage2_text, stored_profile, text_hash
 from pipelines.recipe import Recipe
 
 SAMPLES = pa.schema(
@@ -32,9 +32,13 @@ SAMPLES = pa.schema(
         pa.field("degraded_tensors", pa.list_(pa.string()), metadata={"about": "one is drawn each time"}),
         pa.field("text_shard", pa.string(), metadata={"about": "null: no caption, the all-zero embedding"}),
         pa.field("text_tensor", pa.string()),
+        pa.field("clip", pa.struct([("clip_id", pa.string()), ("uri", pa.string()), ("start_us", pa.int64()), ("end_us", pa.int64()),
+                                    ("media_type", pa.string()), ("split", pa.string())]),
+                 metadata={"about": "where its pixels are; null where the degraded copies are kept"}),
+        pa.field("crop", pa.int32(), metadata={"about": "number of the crop; null: the whole picture"}),
     ]
-)
-CLIP_COLUMNS = ("clip_id", "media_type", "split", "subsets", "caption", "motion_raft", "motion_proxy")
+)  # fmt: skip
+CLIP_COLUMNS = ("clip_id", "uri", "start_us", "end_us", "media_type", "split", "subsets", "caption", "motion_raft", "motion_proxy")
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ def samples_of(store: Store, release: Release, profile: LatentProfile, split: st
         sample_id = f"{row['clip_id']}/{crop}" if crop else row["clip_id"]
         if sample_id not in samples:
             samples[sample_id] = _new_sample(release, profile, sample_id, clips[row["clip_id"]])
+            samples[sample_id]["crop"] = int(crop.removeprefix("crop")) if crop else None
         if copy == "clean":
             samples[sample_id] |= {"clean_shard": row["shard"], "clean_tensor": row["tensor"]}
         else:
@@ -96,7 +101,8 @@ def _new_sample(release: Release, profile: LatentProfile, sample_id: str, clip: 
     text = stage1_text(clip) if profile.stage == 1 else stage2_text(clip, release.recipe.latents, profile.media)
     shard, tensor = (None, None) if text is None else release.texts[text_hash(text)]
     place = {"sample_id": sample_id, "media": profile.media, "text_shard": shard, "text_tensor": tensor}
-    return place | {"degraded_shards": [], "degraded_tensors": []}
+    pixels = {"clip": clip} if profile.stage == 2 and degrades_while_training(release.recipe) else {}
+    return place | {"degraded_shards": [], "degraded_tensors": []} | pixels
 
 
 def write_samples(path: Path, tables: Iterable[pa.Table]) -> Path:

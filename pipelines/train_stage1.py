@@ -35,7 +35,7 @@ def run(context: JobContext) -> Report:
     write_samples(folder / TRAIN_FILE, [train_table])
     write_samples(folder / HELD_OUT_FILE, [held_out])
     scale = float(context.upstream["precompute_latents"].headline["scale_stage1"])
-    start_ranks(rank_request(context, {"scale": scale}), recipe, recipe.stage1.engine)
+    start_ranks(rank_request(context, {"scale": scale, "tag": release.tag}), recipe, recipe.stage1.engine)
     return finished_report(context, "stage1", train_table.num_rows, held_out_is, release.tag)
 
 
@@ -64,11 +64,8 @@ def train(request: RankRequest, recipe: Recipe, ranks: Ranks, progress: Callable
 
     folder, root = Path(request.folder), Path(request.root)
     text_shape = (recipe.text_encoder.max_length, recipe.text_encoder.embed_dim)
-    samples, held_out = (
-        LatentSamples(folder / name, root, request.settings["scale"], text_shape, use_degraded=False)
-        for name in (TRAIN_FILE, HELD_OUT_FILE)
-    )
-    train_stage1(recipe.stage1, recipe.seed, samples, held_out, folder, ranks, progress)
+    samples, held_out = (LatentSamples(folder / name, root, request.settings["scale"], text_shape) for name in (TRAIN_FILE, HELD_OUT_FILE))
+    train_stage1(recipe.stage1, recipe.seed, samples, held_out, folder, ranks, progress, request.provenance)
 
 
 def finished_report(context: JobContext, name: str, samples: int, held_out_is: str, tag: str) -> Report:

@@ -16,7 +16,7 @@ from curation.store import Store
 from flashvideo.config import EngineConfig, Stage2Config
 from pipelines.artifacts import Report
 from pipelines.job import JobContext, UserError, main
-from pipelines.latent_plan import Media, held_out_media, phase_profile
+from pipelines.latent_plan import Media, degrades_while_training, held_out_media, phase_profile
 from pipelines.plan import LOGISTICS
 from pipelines.ranks import RankRequest, start_ranks
 from pipelines.recipe import Recipe, fingerprint
@@ -28,12 +28,11 @@ SHEETS = "samples"
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
-    import torch
     from torch import Tensor
 
-    from flashvideo.models.vae import VideoAutoencoder
     from flashvideo.training.engine import Ranks
     from flashvideo.training.sheets import FirstFrame
+    from pipelines.degraded_reads import SharedAutoencoder
     from pipelines.sample_lists import Release
 
 
@@ -58,7 +57,7 @@ def run(context: JobContext) -> Report:
     write_samples(folder / HELD_OUT_FILE, [held_out])
     scale = float(context.upstream["precompute_latents"].headline["scale_stage2"])
     vae = str(vae_folder(context.workspace, context.upstream))
-    settings = {"scale": scale, "phases": [str(phase) for phase in phases], "vae": vae}
+    settings = {"scale": scale, "phases": [str(phase) for phase in phases], "vae": vae, "tag": release.tag}
     start_ranks(rank_request(context, settings), recipe, recipe.stage2.engine)
     join_losses(phases, folder / "losses.jsonl")
     newest_sheets(recipe, phases, folder / SHEETS)
@@ -78,8 +77,10 @@ def phase_fingerprints(recipe: Recipe, latents_digest: str) -> list[str]:
 
 
 def shared_settings(config: Stage2Config) -> dict[str, object]:
-    """What every phase depends on."""
+    """What every phase depends on; copies of DEG_pixel that are kept are in the latents' digest."""
     settings = config.model_dump(mode="json", exclude={"phases", "engine", "pixel_degradation", "validation_samples"})
+    if config.pixel_degradation.copies == "on_the_fly":
+        settings["pixel_degradation"] = config.pixel_degradation.model_dump(mode="json")
     return settings | {"engine": config.engine.model_dump(mode="json", exclude=set(LOGISTICS))}
 
 
@@ -113,34 +114,43 @@ def engine_of(recipe: Recipe) -> EngineConfig:
 
 def train(request: RankRequest, recipe: Recipe, ranks: Ranks, progress: Callable[[int, int, str, str], None]) -> None:
     """One rank's work."""
+    from flashvideo.models.vae import load_autoencoder
     from flashvideo.training.stage2 import Phase, train_stage2
+    from pipelines.degraded_reads import DegradedReads, SharedAutoencoder
     from pipelines.latent_loader import LatentSamples
 
     text_shape = (recipe.text_encoder.max_length, recipe.text_encoder.embed_dim)
 
-    def source(path: Path) -> LatentSamples:
-        return LatentSamples(path, Path(request.root), request.settings["scale"], text_shape, use_degraded=True)
+    vae = SharedAutoencoder(lambda: load_autoencoder(request.settings["vae"], recipe.vae, ranks.device))
+    scale, config = request.settings["scale"], recipe.stage2.pixel_degradation
+
+    def source(path: Path, index: int, keep: bool = False) -> LatentSamples:
+        reads = None
+        if degrades_while_training(recipe):
+            kinds: tuple[Media, ...] = ("image", "video")
+            reads = DegradedReads(recipe, {media: phase_profile(recipe, index, media) for media in kinds}, vae, ranks.device, keep)
+        return LatentSamples(path, Path(request.root), scale, text_shape, config, reads)
 
     folders = [Path(folder) for folder in request.settings["phases"]]
-    phases = [Phase(config, folder, source(folder / TRAIN_FILE)) for config, folder in zip(recipe.stage2.phases, folders, strict=True)]
-    held_out = source(Path(request.folder) / HELD_OUT_FILE)
-    first_frame = first_frame_of(recipe, Path(request.settings["vae"]), request.settings["scale"], ranks.device)
-    train_stage2(recipe.stage2, recipe.seed, phases, held_out, Path(request.folder), ranks, progress, first_frame)
+    phases = [
+        Phase(phase, folder, source(folder / TRAIN_FILE, index))
+        for index, (phase, folder) in enumerate(zip(recipe.stage2.phases, folders, strict=True))
+    ]
+    held_out = source(Path(request.folder) / HELD_OUT_FILE, len(phases) - 1, keep=True)
+    first_frame = first_frame_of(vae, scale)
+    train_stage2(recipe.stage2, recipe.seed, phases, held_out, Path(request.folder), ranks, progress, first_frame, request.provenance)
 
 
-def first_frame_of(recipe: Recipe, folder: Path, scale: float, device: torch.device) -> FirstFrame:
-    """Decodes with the run's autoencoder, which is loaded when it is first asked for."""
-    loaded: list[VideoAutoencoder] = []
+def first_frame_of(vae: SharedAutoencoder, scale: float) -> FirstFrame:
+    """Decodes with the run's autoencoder."""
 
     def decode(latents: Tensor) -> np.ndarray:
         import torch
 
-        from flashvideo.models.vae import load_autoencoder, video_to_pixels
+        from flashvideo.models.vae import video_to_pixels
 
-        if not loaded:
-            loaded.append(load_autoencoder(folder, recipe.vae, device))
         with torch.no_grad():
-            picture: np.ndarray = video_to_pixels(loaded[0].decode(latents / scale)[0])[0]
+            picture: np.ndarray = video_to_pixels(vae.decode(latents / scale)[0])[0]
         return picture
 
     return decode

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ class Batch:
     """One CPU generator a sample."""
     degraded: Tensor | None = None
     """Stage II: B T C H W, model input of the pixel-degraded latents, before DEG_latent."""
+    degradations: tuple[Mapping[str, Any], ...] = ()
+    """Of each sample, where DEG_pixel was drawn on reading it."""
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
         """Tensors moved; floating ones cast."""
@@ -42,6 +45,7 @@ class Batch:
             self.global_size,
             self.generators,
             None if self.degraded is None else self.degraded.to(device, dtype),
+            self.degradations,
         )
 
 

@@ -199,17 +199,43 @@ class Degradation:
 # -------------------------------------------------------------------------------------------------- drawing
 
 
+def cached_branches(config: PixelDegradationConfig) -> list[Branch | None]:
+    """Branch of each copy that is kept of a clip: one weak, the others strong (None: drawn), so that few copies hold many strong ones.
+
+    `drawn_copy` gives both branches their shares back.
+    """
+    count, share = config.cached_variants, config.strong_probability
+    if count == 1 or share in (0, 1):
+        return [None] * count
+    return ["weak", *["strong"] * (count - 1)]  # type: ignore[list-item]
+
+
+def drawn_copy(config: PixelDegradationConfig, count: int, generator: torch.Generator) -> int:
+    """Index of the kept copy that a sample is trained on: strong ones in `strong_probability` of all reads."""
+    chance, place = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+    if count == 1 or config.strong_probability in (0, 1):
+        return int(place * count)
+    return 1 + int(place * (count - 1)) if chance < config.strong_probability else 0
+
+
 def draw_degradation(
-    config: PixelDegradationConfig, *, seed: int, sample_id: str, variant: int, num_frames: int, strength: float = 1.0
+    config: PixelDegradationConfig,
+    *,
+    seed: int,
+    sample_id: str,
+    variant: int,
+    num_frames: int,
+    strength: float = 1.0,
+    branch: Branch | None = None,
 ) -> Degradation:
-    """The parameters of one degraded copy. Variant 0 is weak; of the others `strong_probability` are strong.
+    """The parameters of one degraded copy; `branch` None: strong with `strong_probability`.
 
     `strength` multiplies (max - min) of the blur, noise and JPEG ranges, from the mild end.
     """
     key = (seed, sample_id, variant)
     draws = Draws("deg_pixel_v1", *key)
-    strong = draws.chance(config.strong_probability) and variant > 0
-    if not strong:
+    drawn = draws.chance(config.strong_probability)  # also where the branch is given, so that the draws after it are the same
+    if not (drawn if branch is None else branch == "strong"):
         factor = draws.uniform(*config.downscale)
         return Degradation("weak", key, (Resize(1 / factor, "bilinear", of_original=True, antialias=True),))
     operations = [

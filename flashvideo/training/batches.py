@@ -9,10 +9,10 @@ place): resuming needs no saved random state, and ranks change nothing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -36,6 +36,8 @@ class LatentSample:
     """L D."""
     degraded: Tensor | None = None
     """T C H W, model input; Stage II."""
+    degradation: Mapping[str, Any] | None = None
+    """How it was degraded, where that was drawn on reading (deg_pixel_v1's key and branch)."""
 
 
 class SampleSource(Protocol):
@@ -161,7 +163,7 @@ class BatchReader:
         for index, generator in zip(indices, generators, strict=True):
             dropped = torch.rand(1, generator=generator).item() < self.text_dropout
             sample = self.source.read(modality, index, generator)
-            samples.append(LatentSample(sample.clean, torch.zeros_like(sample.text), sample.degraded) if dropped else sample)
+            samples.append(replace(sample, text=torch.zeros_like(sample.text)) if dropped else sample)
         return collate(samples, [ids[index] for index in indices], places, global_size, generators)
 
 
@@ -182,6 +184,7 @@ def collate(
         global_size=global_size,
         generators=generators,
         degraded=torch.stack(degraded) if degraded else None,
+        degradations=tuple(sample.degradation for sample in samples if sample.degradation is not None),
     )
 
 

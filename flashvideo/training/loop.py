@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ class Loop:
     """The validation, for engine.watch.validate_every."""
     show: Callable[[Engine, int], None] | None = None
     """Makes pictures after so many train_steps, for engine.watch.sample_every."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values that every checkpoint names: the recipe and the dataset's tag."""
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -72,7 +74,7 @@ class Loop:
             train_step, guard = self._resume(engine, saver)
             watcher = Watcher(self.folder, self.config, train_step, engine.ranks.is_first, self._about(engine))
             while train_step < self.iterations:
-                outcome = None if train_step in guard.left_out else self._train_step(engine, train_step, guard, loader)
+                outcome = None if train_step in guard.left_out else self._train_step(engine, train_step, guard, loader, watcher)
                 done = train_step + 1
                 if isinstance(outcome, TrainingFault):
                     self._say_first(engine, f"train_step {done}, {self.config.spikes.policy}: {outcome}")
@@ -132,8 +134,9 @@ class Loop:
         return facts | {"optimizer": self.optimizer.model_dump(mode="json"), "engine": self.config.model_dump(mode="json")}
 
     def _facts(self, engine: Engine, guard: FaultGuard) -> dict[str, Any]:
-        """What stands in checkpoint.json beside the files."""
-        return {"stage": self.stage, "phase": self.phase, "num_ranks": engine.ranks.size, "faults": guard.state()}
+        """What stands in checkpoint.json beside the files. With the train_step, `order` gives every sample, bucket and draw to come."""
+        facts = {"stage": self.stage, "phase": self.phase, "num_ranks": engine.ranks.size, "faults": guard.state()}
+        return facts | {"order": asdict(self.reader.order), **self.provenance}
 
     def _resume(self, engine: Engine, saver: Saver) -> tuple[int, FaultGuard]:
         """Loads the newest checkpoint, the same on every rank; returns the train_steps done and what is known of faults."""
@@ -156,6 +159,10 @@ class Loop:
         """The newest whole checkpoint, loaded; rank 0 chooses."""
         newest: Checkpoint | None = engine.ranks.gather(self.newest() if engine.ranks.is_first else None)[0]
         if newest is not None:
+            before, now = newest.facts.get("order"), asdict(self.reader.order)
+            if before is not None and before != now:
+                changed = ", ".join(f"{name} {before[name]!r} and {now[name]!r}" for name in now if before[name] != now[name])
+                raise CheckpointError(f"{newest.folder} was written with another order of samples ({changed}); delete {self.folder}")
             engine.load(newest.folder)
         return newest
 
@@ -175,11 +182,16 @@ class Loop:
         if engine.ranks.is_first:
             log.info("%s: %s", self._name, what)
 
-    def _train_step(self, engine: Engine, train_step: int, guard: FaultGuard, loader: Prefetcher) -> StepRecord | TrainingFault:
+    def _train_step(
+        self, engine: Engine, train_step: int, guard: FaultGuard, loader: Prefetcher, watcher: Watcher
+    ) -> StepRecord | TrainingFault:
         """One train_step; a fault changes neither weights nor optimizer state. Raises it as the guard says."""
         begin = time.monotonic()
         batches = loader.micro_batches(train_step)
         waited = time.monotonic() - begin
+        drawn = [dict(record) for batch in batches for record in batch.degradations]
+        if drawn:  # on every rank, or on none
+            watcher.degradations(train_step + 1, [record for own in engine.ranks.gather(drawn) for record in own])
         objective, modality = self.objective_at(train_step), self.reader.order.modality(train_step)
         ids = self.reader.sample_ids(train_step)
         where = f"{self._name}, train_step {train_step + 1}"

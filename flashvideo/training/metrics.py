@@ -47,7 +47,7 @@ class StepRecord:
 
 
 class LossLog:
-    """losses.jsonl or faults.jsonl of one run of the loop; resuming cuts the lines after the checkpoint."""
+    """losses.jsonl, or another list of train_steps, of one run of the loop; resuming cuts the lines after the checkpoint."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -33,11 +33,19 @@ TIMESTEP_BINS = (100, 300, 500, 700, 900)
 
 
 def train_stage1(
-    config: Stage1Config, seed: int, train: SampleSource, held_out: SampleSource, folder: Path, ranks: Ranks, progress: Progress
+    config: Stage1Config,
+    seed: int,
+    train: SampleSource,
+    held_out: SampleSource,
+    folder: Path,
+    ranks: Ranks,
+    progress: Progress,
+    provenance: Mapping[str, Any] | None = None,
 ) -> None:
     """Trains, validates before and after, and writes folder/stage1 (adapter and base.json, or the whole model).
 
-    Every rank calls it. Relaunched, it goes on from the newest checkpoint and ends in the same weights.
+    Every rank calls it. Relaunched, it goes on from the newest checkpoint and ends in the same weights. `provenance`: JSON
+    values that the checkpoints name.
     """
     warning = scale_warning(config)
     if warning and ranks.is_first:
@@ -60,7 +68,18 @@ def train_stage1(
         batches=lambda: fixed_batches(held_out, "video", config.seed, config.validation_samples),
         bins=timestep_bins(objective),
     )
-    loop = Loop(1, PHASE, config.iterations, folder, lambda train_step: objective, reader, config.optimizer, config.engine, check)
+    loop = Loop(
+        stage=1,
+        phase=PHASE,
+        iterations=config.iterations,
+        folder=folder,
+        objective_at=lambda train_step: objective,
+        reader=reader,
+        optimizer=config.optimizer,
+        config=config.engine,
+        check=check,
+        provenance=provenance or {},
+    )
     before = validated_once(folder / "validation_before.json", engine, check)
     if config.engine.memory_check and loop.is_new(ranks):
         loop.check_memory(engine)

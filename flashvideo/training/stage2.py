@@ -7,10 +7,11 @@ again as long as nothing that it depends on changes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,12 +57,14 @@ def train_stage2(
     ranks: Ranks,
     progress: Progress,
     first_frame: FirstFrame | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> None:
     """Trains the phases that are not finished, in order, validates, and writes folder/stage2 (diffusers' layout).
 
     Every rank calls it. Relaunched, it goes on from the newest checkpoint and ends in the same weights. The held-out
     samples have the last phase's shape, and the validation its noise range, whatever phase is validated. `first_frame`
-    decodes for the sheets of engine.watch.sample_every. Raises ValueError where they are asked for without it.
+    decodes for the sheets of engine.watch.sample_every. `provenance`: JSON values that the checkpoints name. Raises ValueError
+    where sheets are asked for without a decoder.
     """
     model = build_transformer(config.transformer, config.init_weights, ranks.device)
     engine = Engine(model, config.optimizer, config.engine, ranks)
@@ -78,7 +81,8 @@ def train_stage2(
         _load_finished(engine, phases[done - 1], config)
     after = before
     total = sum(phase.config.iterations for phase in phases)
-    loops = [phase_loop(phase, config, seed, ranks, check, sheets_of(config, phase, last, held_out, first_frame)) for phase in phases]
+    shows = [sheets_of(config, phase, last, held_out, first_frame) for phase in phases]
+    loops = [phase_loop(phase, config, seed, ranks, check, show, provenance) for phase, show in zip(phases, shows, strict=True)]
     if config.engine.memory_check and loops[done:] and loops[done].is_new(ranks):
         for loop in loops[done:]:  # of all phases: the largest shape comes last
             loop.check_memory(engine)
@@ -151,6 +155,7 @@ def phase_loop(
     ranks: Ranks,
     check: Callable[[Engine], Validation],
     show: Callable[[Engine, int], None] | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> Loop:
     """The loop of one phase."""
     entry = phase.config
@@ -168,7 +173,19 @@ def phase_loop(
     optimizer = config.optimizer
     if entry.learning_rate is not None:
         optimizer = optimizer.model_copy(update={"learning_rate": entry.learning_rate})
-    return Loop(2, entry.name, entry.iterations, phase.folder, objective_of(config, entry), reader, optimizer, config.engine, check, show)
+    return Loop(
+        stage=2,
+        phase=entry.name,
+        iterations=entry.iterations,
+        folder=phase.folder,
+        objective_at=objective_of(config, entry),
+        reader=reader,
+        optimizer=optimizer,
+        config=config.engine,
+        check=check,
+        show=show,
+        provenance=provenance or {},
+    )
 
 
 def objective_of(config: Stage2Config, phase: PhaseConfig) -> Callable[[int], FlowMatchingObjective]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ class Watcher:
     def __init__(self, folder: Path, config: EngineConfig, train_step: int, is_first: bool, about: Mapping[str, Any]) -> None:
         """`train_step`: done; lines after it, of an attempt that was killed, are cut. `about`: for a list of runs."""
         self.config, self._is_first = config, is_first
-        self._losses, self._faults, self._validations = (LossLog(folder / f"{name}.jsonl") for name in ("losses", "faults", "validations"))
+        names = ("losses", "faults", "validations", "degradations")
+        self._losses, self._faults, self._validations, self._degradations = (LossLog(folder / f"{name}.jsonl") for name in names)
         self._seconds = self._waited = 0.0
         if is_first:
-            for lines in (self._losses, self._faults, self._validations):
-                lines.resume(train_step)
+            self._faults.resume(train_step)
+            self._cut(train_step)
         self._scalars = Scalars(folder, config.watch if is_first else WatchConfig(), train_step, about)
 
     def step(self, record: StepRecord, last: bool) -> None:
@@ -43,11 +44,19 @@ class Watcher:
         if self._is_first:
             self._faults.append({"train_step": train_step, "policy": self.config.spikes.policy, "fault": fault})
 
+    def degradations(self, train_step: int, drawn: Sequence[Mapping[str, Any]]) -> None:
+        """How the samples of a train_step were degraded, by place, where that was drawn on reading."""
+        if self._is_first:
+            self._degradations.append({"train_step": train_step, "samples": drawn})
+
     def rewind(self, train_step: int) -> None:
         """What came after that train_step is done anew or left out."""
         if self._is_first:
-            self._losses.resume(train_step)
-            self._validations.resume(train_step)
+            self._cut(train_step)
+
+    def _cut(self, train_step: int) -> None:
+        for lines in (self._losses, self._validations, *([self._degradations] if self._degradations.path.is_file() else [])):
+            lines.resume(train_step)
 
     def validation(self, train_step: int, validation: Validation) -> None:
         """Also warns of a collapse."""

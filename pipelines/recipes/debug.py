@@ -113,7 +113,7 @@ def _stage2() -> Stage2Config:
     """The four phases, tiny."""
     return Stage2Config(
         transformer=TINY.model_copy(update={"noise_strength_embedding": True, "num_frames_embedding": True}),
-        pixel_degradation=PixelDegradationConfig(strong_probability=0.3, cached_variants=2),
+        pixel_degradation=PixelDegradationConfig(strong_probability=0.15, cached_variants=2),
         phases=(
             PhaseConfig(name="image_patches", iterations=60, shape=PATCH_IMAGE, images=1, videos=0, batch_size=12, noise_steps=NOISE),
             PhaseConfig(name="mixed_patches", iterations=160, shape=PATCH, images=1, videos=2, batch_size=12, noise_steps=NOISE),

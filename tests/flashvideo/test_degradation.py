@@ -42,8 +42,8 @@ def drawn(config: PixelDegradationConfig, number: int, variant: int = 1, frames:
     return draw_degradation(config, seed=5, sample_id=f"clip{number}", variant=variant, num_frames=frames, strength=strength)
 
 
-def test_variant_0_is_the_weak_branch_with_the_recorded_factor() -> None:
-    degradation = drawn(ALWAYS_STRONG, 1, variant=0)
+def test_the_weak_branch_is_one_resize_with_the_recorded_factor() -> None:
+    degradation = draw_degradation(ALWAYS_STRONG, seed=5, sample_id="clip1", variant=0, num_frames=3, branch="weak")
     (operation,) = degradation.operations
     assert degradation.branch == "weak" and isinstance(operation, Resize)
     factor = 1 / operation.scale

@@ -19,7 +19,18 @@ import pytest
 import torch
 
 from flashvideo.config import PixelDegradationConfig
-from flashvideo.objectives.degradation import Blur, Codec, Degradation, Jpeg, Noise, Operation, Resize, draw_degradation
+from flashvideo.objectives.degradation import (
+    Blur,
+    Codec,
+    Degradation,
+    Jpeg,
+    Noise,
+    Operation,
+    Resize,
+    cached_branches,
+    draw_degradation,
+    drawn_copy,
+)
 
 CONFIG = PixelDegradationConfig()
 DRAWS = 10_000
@@ -49,7 +60,7 @@ def split(operations: Sequence[Operation]) -> Strong:
 
 @pytest.fixture(scope="module")
 def drawn() -> list[Degradation]:
-    """Of clips of two frames, never variant 0 (which is weak by definition)."""
+    """Of clips of two frames."""
     return [draw_degradation(CONFIG, seed=11, sample_id=f"clip{number}", variant=1, num_frames=2) for number in range(DRAWS)]
 
 
@@ -66,7 +77,7 @@ def check_share(count: int, total: int, share: float) -> None:
     assert abs(count - total * share) < 4.5 * math.sqrt(total * share * (1 - share)), f"{count} of {total}, {share} asked for"
 
 
-def check_shares(counts: Mapping[str, int], weights: Mapping[str, float]) -> None:
+def check_shares(counts: Mapping[T, int], weights: Mapping[T, float]) -> None:
     total, sum_of_weights = sum(counts.values()), sum(weights.values())
     assert set(counts) == set(weights)
     for name, weight in weights.items():
@@ -88,6 +99,28 @@ def test_branches_and_the_weak_factor(drawn: list[Degradation]) -> None:
     check_share(DRAWS - len(weak), DRAWS, CONFIG.strong_probability)
     check_uniform([1 / resize.scale for entry in weak for resize in of_kind(entry.operations, Resize)], CONFIG.downscale)
     assert all(len(entry.operations) == 1 for entry in weak)
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.5, 4), (0.15, 2), (1.0, 3), (0.0, 3), (0.5, 1)])
+def test_kept_copies_are_read_in_the_configured_shares(share: float, kept: int) -> None:
+    """One weak copy and strong ones: 10,000 reads hold both branches in their shares, and every copy of a branch alike."""
+    config = PixelDegradationConfig(strong_probability=share, cached_variants=kept)
+    branches = cached_branches(config)
+    generator = torch.Generator().manual_seed(3)
+    counts = Counter(drawn_copy(config, kept, generator) for _ in range(DRAWS))
+    if kept == 1 or share in (0.0, 1.0):
+        assert branches == [None] * kept  # drawn for each clip
+        check_shares(counts, dict.fromkeys(range(kept), 1.0)) if kept > 1 else None
+        return
+    assert branches == ["weak"] + ["strong"] * (kept - 1)
+    check_shares(counts, {0: 1 - share} | dict.fromkeys(range(1, kept), share / (kept - 1)))
+
+
+def test_a_given_branch_leaves_the_other_draws_alone() -> None:
+    drawn = [draw_degradation(CONFIG, seed=11, sample_id=f"clip{number}", variant=1, num_frames=2) for number in range(20)]
+    for number, entry in enumerate(drawn):
+        again = draw_degradation(CONFIG, seed=11, sample_id=f"clip{number}", variant=1, num_frames=2, branch=entry.branch)
+        assert again == entry
 
 
 @pytest.mark.parametrize("order", ["first", "second"])

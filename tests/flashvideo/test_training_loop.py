@@ -4,13 +4,19 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_training import engine_config, run_rank
 from tiny_training import loss_lines as losses
 from tiny_training import weight_digests as weights
 
 from flashvideo.config import OptimizerConfig
+from flashvideo.objectives.batch import Batch
+from flashvideo.training.checkpoints import CheckpointError
 from flashvideo.training.loop import scheduled_rate
 from flashvideo.training.metrics import LossLog, read_losses, write_lines
+from flashvideo.training.pieces import PieceFolder
+from flashvideo.training.stage2 import objective_of
+from pipelines.recipe import load
 
 
 class Interrupted(Exception):
@@ -78,6 +84,44 @@ def test_stage1_trains_only_the_adapter_and_resumes_exactly_in_bf16(tmp_path: Pa
     assert sorted(weights(whole / "stage1")) == ["adapter_config.json", "adapter_model.safetensors", "base.json"]
     validation = json.loads((whole / "validation.json").read_text())
     assert validation["after"] < validation["before"] and validation["samples"] == 3
+
+
+def test_a_checkpoint_of_another_order_of_samples_is_refused(tmp_path: Path) -> None:
+    """As from a dataset that lost a clip under the same folder: the samples to come would be others."""
+
+    def stop(done: int, total: int, unit: str, note: str) -> None:
+        if done == 5:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run_rank(1, tmp_path, engine_config(1, 2), tmp_path / "first", progress=stop)
+    written = tmp_path / "checkpoints" / "step-00000004" / "checkpoint.json"
+    state = json.loads(written.read_text())
+    assert state["facts"]["order"]["num_videos"] == 6
+    state["facts"]["order"]["num_videos"] = 7
+    written.write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match=r"step-00000004 was written with another order of samples \(num_videos 7 and 6\); delete"):
+        run_rank(1, tmp_path, engine_config(1, 2), tmp_path / "second")
+
+
+def test_stage1_checkpoints_hold_adapters_only(tmp_path: Path) -> None:
+    run_rank(1, tmp_path, engine_config(1, 2), tmp_path / "meeting")
+    stored = PieceFolder(tmp_path / "checkpoints" / "step-00000010")
+    for kind in ("weight", "exp_avg", "exp_avg_sq"):
+        assert stored.names(kind) and all(".lora_" in name for name in stored.names(kind))
+
+
+def test_phase_3_of_the_paper_changes_its_noise_range_at_iteration_1000() -> None:
+    """600-900 for the first 1,000 iterations, 650-750 from then on; 64 stratified draws come near both ends."""
+    config = load("paper").stage2
+    objective_at = objective_of(config, config.phases[2])
+    generators = tuple(torch.Generator().manual_seed(seed) for seed in range(64))
+    latents = torch.zeros(64, 1, 1, 1, 1)
+    batch = Batch(("",) * 64, latents, torch.zeros(64, 1, 1), torch.arange(64), 64, generators)
+    for train_step, (low, high) in ((0, (600, 900)), (999, (600, 900)), (1_000, (650, 750)), (4_999, (650, 750))):
+        steps = objective_at(train_step).draw_noise_steps(batch)
+        width = (high - low + 1) / 64
+        assert low <= steps.min() < low + width and high - width < steps.max() <= high
 
 
 def test_the_learning_rate_warms_up_and_stays_or_falls() -> None:

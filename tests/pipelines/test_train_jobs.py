@@ -57,7 +57,7 @@ def test_samples_are_clips_or_crops_of_the_split_and_subset(root: Workspace) -> 
 def test_a_sample_is_the_scaled_latents_with_its_generators_draws(root: Workspace, tmp_path: Path) -> None:
     store, release, scale = release_of(root)
     table = samples_of(store, release, phase_profile(RECIPE, 2, "video"), "train")
-    samples = LatentSamples(write_samples(tmp_path / "samples.arrow", [table]), root.root, scale, (16, 64), use_degraded=True)
+    samples = LatentSamples(write_samples(tmp_path / "samples.arrow", [table]), root.root, scale, (16, 64), RECIPE.stage2.pixel_degradation)
     first, again, other = (samples.read("video", 1, seeded(seed)) for seed in (1, 1, 2))
     assert torch.equal(first.clean, again.clean) and not torch.equal(first.clean, other.clean)
     row = table.to_pylist()[1]
@@ -83,7 +83,8 @@ def test_stage2_reads_the_motion_word_and_stage1_the_caption(root: Workspace, tm
     for profile in (stage1_profile(RECIPE), phase_profile(RECIPE, 2, "video")):
         table = samples_of(store, release, profile, "train")
         path = write_samples(tmp_path / "samples.arrow", [table])
-        texts.append(LatentSamples(path, root.root, scale, (16, 64), use_degraded=profile.stage == 2).read("video", 0, seeded(0)).text)
+        degradation = RECIPE.stage2.pixel_degradation if profile.stage == 2 else None
+        texts.append(LatentSamples(path, root.root, scale, (16, 64), degradation).read("video", 0, seeded(0)).text)
     assert texts[0].shape == texts[1].shape == (16, 64)
     assert texts[0].any() and not torch.equal(*texts)
 
@@ -92,7 +93,7 @@ def test_a_clip_without_a_caption_trains_the_unconditional_branch(root: Workspac
     store, release, scale = release_of(root)
     release.clips[f"{0:032x}"]["caption"] = None
     table = samples_of(store, release, stage1_profile(RECIPE), "train")
-    sample = LatentSamples(write_samples(tmp_path / "s.arrow", [table]), root.root, scale, (16, 64), False).read("video", 0, seeded(0))
+    sample = LatentSamples(write_samples(tmp_path / "s.arrow", [table]), root.root, scale, (16, 64)).read("video", 0, seeded(0))
     assert sample.text.shape == (16, 64) and not sample.text.any()
 
 
@@ -105,6 +106,10 @@ def test_stage1_leaves_an_adapter_that_loads_and_its_losses(root: Workspace) -> 
     validation = json.loads((context.folder / "validation.json").read_text())
     assert report.headline["validation_before"] == validation["before"] and validation["samples"] == 1
     assert report.headline["validated_on"] == "held-out clips" and report.outputs["tag"] == TAG
+    (newest,) = (context.folder / "checkpoints").glob("step-00000004")
+    facts = json.loads((newest / "checkpoint.json").read_text())["facts"]
+    assert facts["tag"] == TAG and Recipe.model_validate(facts["recipe"]) == context.recipe
+    assert facts["order"]["num_videos"] == 4 and facts["order"]["phase"] == "stage1"
     again = train_stage1.run(context)  # relaunched after its end: nothing is trained, the same is reported
     assert again.digest == report.digest
 
