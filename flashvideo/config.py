@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 
 class Settings(BaseModel):
@@ -24,7 +24,36 @@ Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Range = Annotated[tuple[float, float], Field(description="inclusive low and high")]
+
+
+def _rises(bounds: tuple[float, float]) -> tuple[float, float]:
+    if not -math.inf < bounds[0] <= bounds[1] < math.inf:
+        raise ValueError(f"[{bounds[0]:g}, {bounds[1]:g}] must be a low and a high end; use [{bounds[1]:g}, {bounds[0]:g}]")
+    return bounds
+
+
+def _is_odd(size: int) -> int:
+    if size % 2 == 0:
+        raise ValueError(f"{size} px must be odd, so that the kernel has a middle; use {size + 1}")
+    return size
+
+
+def _are_shares(shares: dict[str, float]) -> dict[str, float]:
+    if any(share < 0 for share in shares.values()) or not sum(shares.values()) > 0:
+        raise ValueError(f"{shares} must be shares of 0 or more, not all 0")
+    return shares
+
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_rises), Field(description="inclusive low and high, above 0")]
+NotNegativeRange = Annotated[tuple[NotNegative, NotNegative], AfterValidator(_rises), Field(description="inclusive low and high")]
+JpegQuality = Annotated[float, Field(ge=1, le=100)]
+NoiseStep = Annotated[int, Field(ge=0, le=999)]
+NoiseSteps = Annotated[tuple[NoiseStep, NoiseStep], AfterValidator(_rises), Field(description="inclusive, indices of the alpha table")]
+OddSize = Annotated[int, Field(ge=3), AfterValidator(_is_odd)]
+ResizeModes = tuple[Share, Share, Share]
+BlurKernel = Literal["iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso", "sinc"]
+Shares = Annotated[dict[str, float], AfterValidator(_are_shares)]
 
 
 class FrameShape(Settings):
@@ -194,7 +223,7 @@ class OptimizerConfig(Settings):
     warmup_steps: Natural = 0
     schedule: Literal["constant", "cosine"] = "constant"
     """cosine: down to a tenth at the last iteration (of each phase, in Stage II)."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     weight_decay: NotNegative = 1e-4
     clip_grad_norm: NotNegative = 0.1
     """4.2."""
@@ -335,7 +364,7 @@ class Stage1Config(Settings):
 class LatentDegradationConfig(Settings):
     """DEG_latent: z -> alpha z + sqrt(1-alpha^2) n at a drawn noise step (3.3)."""
 
-    noise_steps: tuple[int, int] = (600, 900)
+    noise_steps: NoiseSteps = (600, 900)
     """Inclusive range (4.2: 600-900, later 650-750)."""
 
 
@@ -361,9 +390,9 @@ class PixelDegradationConfig(Settings):
 
     strong_probability: Share = 0.5
     """Share of the samples that training reads (code: aug_prob)."""
-    downscale: Range = (4.0, 8.0)
+    downscale: PositiveRange = (4.0, 8.0)
     """code: scale_range 4 ~ 8; of the weak branch, and of the strong one's last resize."""
-    blur_kernels: dict[str, float] = {
+    blur_kernels: Annotated[dict[BlurKernel, float], AfterValidator(_are_shares)] = {
         "iso": 0.405,
         "aniso": 0.225,
         "generalized_iso": 0.108,
@@ -373,43 +402,43 @@ class PixelDegradationConfig(Settings):
         "sinc": 0.1,
     }
     """Kind of kernel -> its share."""
-    blur_sizes: tuple[int, ...] = (7, 9, 11, 13, 15, 17, 19, 21)
+    blur_sizes: Annotated[tuple[OddSize, ...], Field(min_length=1)] = (7, 9, 11, 13, 15, 17, 19, 21)
     """Pixels, odd."""
-    blur_sigma_1: Range = (0.2, 3.0)
-    blur_sigma_2: Range = (0.2, 1.5)
+    blur_sigma_1: PositiveRange = (0.2, 3.0)
+    blur_sigma_2: PositiveRange = (0.2, 1.5)
     second_blur_probability: Share = 0.8
-    generalized_beta: Range = (0.5, 4.0)
-    plateau_beta: Range = (1.0, 2.0)
-    sinc_omega_small: Range = (math.pi / 3, math.pi)
+    generalized_beta: PositiveRange = (0.5, 4.0)
+    plateau_beta: PositiveRange = (1.0, 2.0)
+    sinc_omega_small: PositiveRange = (math.pi / 3, math.pi)
     """rad/px, kernels below 13 px."""
-    sinc_omega_large: Range = (math.pi / 5, math.pi)
-    final_sinc_omega: Range = (math.pi / 3, math.pi)
+    sinc_omega_large: PositiveRange = (math.pi / 5, math.pi)
+    final_sinc_omega: PositiveRange = (math.pi / 3, math.pi)
     final_sinc_probability: Share = 0.8
-    resize_modes_1: tuple[float, float, float] = (0.2, 0.7, 0.1)
+    resize_modes_1: ResizeModes = (0.2, 0.7, 0.1)
     """Shares of up, down, keep."""
-    resize_modes_2: tuple[float, float, float] = (0.3, 0.4, 0.3)
-    resize_up_1: Range = (1.0, 1.5)
-    resize_down_1: Range = (0.15, 1.0)
-    resize_up_2: Range = (1.0, 1.2)
-    resize_down_2: Range = (0.3, 1.0)
+    resize_modes_2: ResizeModes = (0.3, 0.4, 0.3)
+    resize_up_1: PositiveRange = (1.0, 1.5)
+    resize_down_1: PositiveRange = (0.15, 1.0)
+    resize_up_2: PositiveRange = (1.0, 1.2)
+    resize_down_2: PositiveRange = (0.3, 1.0)
     gaussian_noise_probability: Share = 0.5
     """Otherwise Poisson."""
     gray_noise_probability: Share = 0.4
-    noise_sigma_1: Range = (1.0, 30.0)
+    noise_sigma_1: NotNegativeRange = (1.0, 30.0)
     """Of 255."""
-    noise_sigma_2: Range = (1.0, 25.0)
-    poisson_scale_1: Range = (0.05, 3.0)
-    poisson_scale_2: Range = (0.05, 2.5)
+    noise_sigma_2: NotNegativeRange = (1.0, 25.0)
+    poisson_scale_1: NotNegativeRange = (0.05, 3.0)
+    poisson_scale_2: NotNegativeRange = (0.05, 2.5)
     jpeg_probability: Share = 0.5
     """Of clips; an image always passes through JPEG."""
-    jpeg_quality: Range = (30.0, 95.0)
+    jpeg_quality: Annotated[tuple[JpegQuality, JpegQuality], AfterValidator(_rises)] = (30.0, 95.0)
     video_compression_probability: Share = 0.5
-    video_codecs: dict[str, float] = {"libx264": 0.67, "mpeg4": 0.33}
+    video_codecs: Shares = {"libx264": 0.67, "mpeg4": 0.33}
     """FFmpeg encoder -> its share. Not libx265: the one inside PyAV 18.1 corrupts the heap on small pictures."""
-    bits_per_pixel: Range = (0.05, 0.5)
+    bits_per_pixel: PositiveRange = (0.05, 0.5)
     """Of the video encoders, at the size that they see; drawn log-uniformly."""
     walk: DegradationWalkConfig = DegradationWalkConfig()
-    strength: float = 1.0
+    strength: NotNegative = 1.0
     """Multiplies (max - min) of the blur, noise and JPEG ranges."""
     copies: Literal["cached", "on_the_fly"] = "cached"
     """cached: `cached_variants` degraded latents of a clip are kept beside the clean ones. on_the_fly: the clean ones alone are, and a
@@ -433,13 +462,14 @@ class PhaseConfig(Settings):
     """Global, for videos (4.2)."""
     image_batch_size: Count | None = None
     """Global, for images; None: as batch_size."""
-    noise_steps: tuple[int, int] = (600, 900)
+    noise_steps: NoiseSteps = (600, 900)
     """Inclusive range of DEG_latent (4.2)."""
-    noise_steps_after: tuple[int, tuple[int, int]] | None = None
+    noise_steps_after: tuple[Natural, NoiseSteps] | None = None
     """(iteration, range): from that iteration of this phase on, the range is the second one (4.2)."""
     subset: str | None = None
     """Named subset of the clips, e.g. "preference"; None: everything kept."""
-    degradation_strength: float = 1.0
+    degradation_strength: NotNegative = 1.0
+    """Multiplies `pixel_degradation.strength`."""
     learning_rate: Positive | None = None
     """None: the stage's (4.2: one rate for all phases)."""
 
@@ -479,7 +509,7 @@ class Stage2Config(Settings):
     pixel_degradation: PixelDegradationConfig = PixelDegradationConfig()
     latent_degradation: bool = True
     """False: Table 6's ablation, pixel degradation only."""
-    phases: tuple[PhaseConfig, ...] = PAPER_PHASES
+    phases: Annotated[tuple[PhaseConfig, ...], Field(min_length=1)] = PAPER_PHASES
     optimizer: OptimizerConfig = OptimizerConfig()
     engine: EngineConfig = EngineConfig()
     text_dropout: Share = 0.1

@@ -85,7 +85,14 @@ def run(context: JobContext) -> Report:
 
 
 def check_plan(recipe: Recipe, clips: Sequence[Clip], folder: Path) -> None:
-    """Logs what will be written, and raises UserError when it does not fit on the disk or no profile has a clip."""
+    """Logs what will be written, and raises UserError when it does not fit on the disk, no profile has a clip or an encoder is missing."""
+    from flashvideo.objectives.degradation import DegradationError, check_encoders
+
+    if recipe.stage2.pixel_degradation.enabled:
+        try:
+            check_encoders(recipe.stage2.pixel_degradation.video_codecs)
+        except DegradationError as error:
+            raise UserError(str(error)) from None
     sizes: dict[str, tuple[int, int]] = {}
     for profile in latent_profiles(recipe):
         tensors = sum(len(variant_names(recipe, profile)) for clip in clips if wants(recipe, profile, clip))

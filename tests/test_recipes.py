@@ -296,3 +296,25 @@ def test_five_frames_are_a_shape_too():
 def test_numbers_that_no_training_can_have_are_refused(setting: str) -> None:
     with pytest.raises(RecipeError, match=f"{setting.partition('=')[0]}: Input should be"):
         load("debug", (setting,))
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("stage2.phases.0.noise_steps=[900, 600]", r"noise_steps: \[900, 600\] must be a low and a high end; use \[600, 900\]"),
+        ("stage2.phases.0.noise_steps=[0, 2000]", "noise_steps.1: Input should be less than or equal to 999"),
+        ("stage2.phases.2.noise_steps_after=[1000, [750, 650]]", r"use \[650, 750\]"),
+        ("stage2.pixel_degradation.downscale=[8, 4]", r"downscale: \[8, 4\] must be a low and a high end; use \[4, 8\]"),
+        ("stage2.pixel_degradation.downscale=[0, 4]", "downscale.0: Input should be greater than 0"),
+        ("stage2.pixel_degradation.jpeg_quality=[30, 950]", "jpeg_quality.1: Input should be less than or equal to 100"),
+        ("stage2.pixel_degradation.blur_sizes=[8]", "blur_sizes.0: 8 px must be odd, so that the kernel has a middle; use 9"),
+        ("stage2.pixel_degradation.video_codecs={libx264: 0}", "video_codecs: .* must be shares of 0 or more, not all 0"),
+        ("stage2.pixel_degradation.blur_kernels={box: 1}", "blur_kernels.box.*: Input should be 'iso'"),
+        ("stage2.optimizer.betas=[0.9, 1.5]", "betas.1: Input should be less than 1"),
+        ("stage2.phases=[]", "stage2.phases: Tuple should have at least 1 item"),
+    ],
+)
+def test_ranges_and_shares_that_would_fail_in_training_are_refused_before_it(setting: str, said: str) -> None:
+    """Not after hours of curation, in the first rank that draws from them."""
+    with pytest.raises(RecipeError, match=said):
+        load("debug", (setting,))

@@ -13,10 +13,10 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as functional
@@ -25,6 +25,7 @@ from torch import Tensor
 from flashvideo.config import PixelDegradationConfig
 
 Branch = Literal["weak", "strong"]
+Name = TypeVar("Name", bound=str)
 MIN_SIDE_PX = 4
 """No resize goes below this: an order of 0.15 times an order of 0.3 would leave nothing of a small crop."""
 CODEC_BLOCK_PX = 32
@@ -53,7 +54,7 @@ class Draws:
     def chance(self, probability: float) -> bool:
         return self.uniform(0.0, 1.0) < probability
 
-    def choice(self, weights: dict[str, float]) -> str:
+    def choice(self, weights: Mapping[Name, float]) -> Name:
         """One key, with the probability of its weight's share."""
         point = self.uniform(0.0, sum(weights.values()))
         for name, weight in weights.items():
@@ -460,12 +461,20 @@ def compress_video(video: Tensor, codec: str, bits_per_pixel: float, frame_rate_
     return from_uint8(frames[:, :height, :width], video)
 
 
+def check_encoders(codecs: Iterable[str]) -> None:
+    """Raises DegradationError where this build of FFmpeg lacks one."""
+    import av
+
+    for codec in codecs:
+        if codec not in av.codecs_available:
+            raise DegradationError(f"this build of FFmpeg has no encoder {codec}; take it out of stage2.pixel_degradation.video_codecs")
+
+
 def _encode(planes: Sequence[Any], codec: str, bit_rate: int, frame_rate_hz: int, group: int) -> bytes:
     """I420 pictures (uint8, 3/2 H x W) to a Matroska file in memory."""
     import av
 
-    if codec not in av.codecs_available:
-        raise DegradationError(f"this build of FFmpeg has no encoder {codec}; take it out of stage2.pixel_degradation.video_codecs")
+    check_encoders((codec,))
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="matroska") as container:
         # Without a buffer of half a second the encoders do not come near a low rate within a short clip.

@@ -137,6 +137,13 @@ def test_phases_of_images_need_images(tmp_path: Path) -> None:
         run(context_of("precompute_latents", workspace, recipe))
 
 
+def test_an_encoder_that_is_missing_is_named_before_anything_is_encoded(root: Workspace) -> None:
+    degradation = RECIPE.stage2.pixel_degradation.model_copy(update={"video_codecs": {"libx264": 1.0, "libx999": 1.0}})
+    recipe = latent_recipe(stage2=RECIPE.stage2.model_copy(update={"pixel_degradation": degradation}))
+    with pytest.raises(UserError, match=r"no encoder libx999; take it out of stage2.pixel_degradation.video_codecs"):
+        run(context_of("precompute_latents", root, recipe))
+
+
 @pytest.mark.parametrize(("score", "word"), [(0.5, "very low"), (2.0, "low"), (5.0, "medium"), (9.0, "high"), (30.0, "very high")])
 def test_motion_words_follow_the_edges(score: float, word: str) -> None:
     clip = {"media_type": "video", "motion_raft": None, "motion_proxy": score, "caption": "a cat"}
