@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -195,8 +195,8 @@ PEERS = Path(__file__).with_name("store_peers.py")
 PEER_COLUMNS = ("clip_id", "source_id", "uri", "start_us", "duration_s", "caption", "state", *(r.column for r in rules(1.1).rules))
 
 
-def prepare(folder: Path, rows: int, python: str) -> None:
-    """The rows, three times over. What is there stays."""
+def prepare(folder: Path, rows: int, python: str, names: Sequence[str]) -> None:
+    """The rows, as each of these wants them. What is there stays."""
     folder.mkdir(parents=True, exist_ok=True)
     store = Store.open(folder / "store")
     if (there := store.count("clips")) not in (0, rows):
@@ -204,13 +204,13 @@ def prepare(folder: Path, rows: int, python: str) -> None:
     if there == 0:
         fill(store, rows)
         store.compact()
-    if not (folder / "clips.parquet").exists():
+    if names != ["store"] and not (folder / "clips.parquet").exists():
         part = folder / "part"
         with parquet.ParquetWriter(part, pa.schema([CLIPS.field(name) for name in PEER_COLUMNS])) as file:
             for batch_ in store.dataset("clips").to_batches(columns=list(PEER_COLUMNS), batch_size=BATCH):
                 file.write_batch(batch_)
         part.rename(folder / "clips.parquet")
-    if not (folder / "clips.jsonl").exists() and subprocess.run([python, PEERS, "lines", folder]).returncode:
+    if "pandas" in names and not (folder / "clips.jsonl").exists() and subprocess.run([python, PEERS, "lines", folder]).returncode:
         sys.exit(f"{python} could not write the peers' JSON lines, see above; --peer-python names an interpreter that has them")
 
 
@@ -272,10 +272,11 @@ def main() -> None:
         return
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="store_scale_"))
     try:
-        prepare(folder, arguments.rows, arguments.peer_python)
+        names = arguments.ask.split(",")
+        prepare(folder, arguments.rows, arguments.peer_python, names)
         if arguments.prepare:
             return
-        for name in arguments.ask.split(","):
+        for name in names:
             answer = ask(folder, arguments.rows, name, arguments.peer_python, (arguments.limit_gib, arguments.limit_s), arguments.writes)
             (folder / f"{name}.json").write_text(json.dumps(answer))
         show(folder, arguments.rows)

@@ -522,6 +522,9 @@ def plan(
     gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="Plan for so many GPUs. Default: the recipe's ranks.")] = None,
     measure: Annotated[bool, typer.Option("--measure", help="Curate a few of the sources here first, and say what all will cost.")] = False,
     worker_price: Annotated[float | None, typer.Option(metavar="MONEY", help="With --measure: of an hour of one worker.")] = None,
+    gpu_price: Annotated[
+        float | None, typer.Option(metavar="MONEY", help="With --measure: of an hour of one worker that holds a GPU.")
+    ] = None,
 ) -> None:
     """Print the whole plan of a recipe: jobs, phases, tokens, FLOPs, memory, hours, storage. Writes nothing to the root."""
     from orchestration.preview import print_plan
@@ -530,7 +533,7 @@ def plan(
     if measure:
         from orchestration.curation_plan import print_curation_plan
 
-        print_curation_plan(*given, worker_price)
+        print_curation_plan(*given, worker_price, gpu_price)
     print_plan(*given, gpus)
 
 

@@ -1,4 +1,4 @@
-"""What curating all of the sources will cost, from a sample of them that is curated here: worker-hours, storage, words, money.
+"""What curating all of the sources will cost, from a sample of them that is curated here: CPU-h, GPU-h, storage, tokens, money.
 
 The jobs themselves run, ingest to caption, on a few files in a folder that is deleted afterwards; the store's registry of runs
 then says what each step took. The whole follows by bytes, the one thing that is known of every file without opening it.
@@ -30,6 +30,8 @@ from pipelines.recipe import Recipe, dump
 JOBS = ("ingest", "detect_shots", "score", "caption")
 SAMPLE_FILES, SAMPLE_BYTES = 8, 200_000_000
 """At most so much is curated for the plan (one file at least)."""
+TOKENS_A_WORD = 4 / 3
+"""Of English in sentencepiece and BPE vocabularies, roughly; what is counted is words."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,10 @@ class StepCost:
     failed: int
     seconds: float
     """Of one worker."""
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.startswith("cuda")
 
 
 @dataclass(frozen=True)
@@ -145,10 +151,20 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def plan_table(plan: CurationPlan, workers: int, worker_price: float | None) -> Table:
-    """A row per step, dearest marked; `worker_price` is what an hour of one worker costs."""
-    price = [] if worker_price is None else ["money"]
-    table = Table("job", "step", "device", "rows", "failed", "s in the sample", "s an hour of video", "worker-hours in all", *price)
+def plan_table(plan: CurationPlan, workers: int, worker_price: float | None, gpu_price: float | None = None) -> Table:
+    """A row per step, dearest marked. Prices are of an hour of one worker: without a GPU, and with one; a step without a price has none."""
+    priced = worker_price is not None or gpu_price is not None
+    table = Table(
+        "job",
+        "step",
+        "device",
+        "rows",
+        "failed",
+        "s in the sample",
+        "s an hour of video",
+        "worker-hours in all",
+        *(["money"] if priced else []),
+    )
     table.box, table.padding = None, (0, 2, 0, 0)
     dearest = max((plan.hours(step) for step in plan.steps), default=0.0)
     for step in plan.steps:
@@ -156,21 +172,28 @@ def plan_table(plan: CurationPlan, workers: int, worker_price: float | None) -> 
         hours = plan.hours(step)
         cells = [step.job, step.step, step.device, str(step.rows), str(step.failed), f"{step.seconds:.3g}", hourly]
         cells.append(f"{hours:,.3g}{'  the dearest' if hours == dearest > 0 else ''}")
-        table.add_row(*cells, *([] if worker_price is None else [f"{hours * worker_price:,.2f}"]))
-    total = sum(plan.hours(step) for step in plan.steps)
-    last = f"{total:,.3g}; {total / workers:,.3g} h with {workers} workers"
-    table.add_row("all", "", "", "", "", "", "", last, *([] if worker_price is None else [f"{total * worker_price:,.2f}"]))
+        table.add_row(*cells, *([_money(hours, gpu_price if step.on_gpu else worker_price)] if priced else []))
+    cpu, gpu = (sum(plan.hours(step) for step in plan.steps if step.on_gpu == on_gpu) for on_gpu in (False, True))
+    last = f"{cpu:,.3g} CPU-h" + (f" and {gpu:,.3g} GPU-h" if gpu else "") + f"; {(cpu + gpu) / workers:,.3g} h with {workers} workers"
+    parts = [(hours, price) for hours, price in ((cpu, worker_price), (gpu, gpu_price)) if hours]
+    whole = None if any(price is None for _, price in parts) else sum(hours * (price or 0) for hours, price in parts)
+    table.add_row("all", "", "", "", "", "", "", last, *([_money(1, whole)] if priced else []))
     return table
+
+
+def _money(hours: float, price: float | None) -> str:
+    return "–" if price is None else f"{hours * price:,.2f}"
 
 
 def plan_lines(plan: CurationPlan, root: Path) -> list[str]:
     """Sizes of the whole, and what does not fit."""
-    tracks, tables = plan.track_bytes * plan.factor, plan.store_bytes * plan.factor
+    tracks, tables, words = plan.track_bytes * plan.factor, plan.store_bytes * plan.factor, plan.sample_words * plan.factor
     lines = [
         f"sample: {plan.sample_files} of {plan.files:,} files, {plan.sample_bytes / 1e6:,.1f} of {plan.bytes / 1e6:,.1f} MB, "
         f"{plan.sample_s:,.1f} s of video; the whole by bytes: x {plan.factor:,.4g}",
         f"in all about {plan.sample_s * plan.factor / 3600:,.3g} h of video, {plan.sample_clips * plan.factor:,.0f} clips, "
-        f"{plan.sample_words * plan.factor:,.0f} words of captions; tracks {tracks / 1e9:,.3g} GB, tables at most {tables / 1e9:,.3g} GB",
+        f"{words:,.0f} words of captions (about {words * TOKENS_A_WORD:,.0f} tokens); "
+        f"tracks {tracks / 1e9:,.3g} GB, tables at most {tables / 1e9:,.3g} GB",
     ]
     place = next(folder for folder in (root, *root.parents) if folder.exists())
     free = shutil.disk_usage(place).free
@@ -182,11 +205,11 @@ def plan_lines(plan: CurationPlan, root: Path) -> list[str]:
     return lines
 
 
-def print_curation_plan(recipe: Recipe, workspace: Workspace, worker_price: float | None) -> None:
+def print_curation_plan(recipe: Recipe, workspace: Workspace, worker_price: float | None, gpu_price: float | None) -> None:
     """Measures and prints."""
     from orchestration.preview import console
 
     plan, out = measure_plan(recipe, workspace), console()
     for line in plan_lines(plan, workspace.root):
         out.print(line, soft_wrap=True)
-    out.print(plan_table(plan, recipe.runtime.workers or os.cpu_count() or 1, worker_price))
+    out.print(plan_table(plan, recipe.runtime.workers or os.cpu_count() or 1, worker_price, gpu_price))

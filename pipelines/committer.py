@@ -47,16 +47,14 @@ class ColumnCommitter:
             self.flush()
 
     def flush(self) -> None:
-        """Commits everything that was taken: columns, then errors."""
+        """Commits everything that was taken: columns, then errors. What fails again, perhaps with another code, is opened again."""
         begin = time.monotonic()
         tables = {step: pa.Table.from_batches(batches).sort_by("clip_id") for step, batches in self._outputs.items()}
         for together in _same_rows(tables):
             self._store.merge_columns("clips", together)
-        self._store.append_errors([self._error(failure) for failure in self._failures])
         for step, table in tables.items():
-            failed = {self._identity[failure.row]["clip_id"] for failure in self._failures if failure.step == step}
-            done = [clip_id for clip_id in table["clip_id"].to_pylist() if clip_id not in failed]
-            self._store.resolve_errors(self._job, step, clip_ids=done)
+            self._store.resolve_errors(self._job, step, clip_ids=table["clip_id"].to_pylist())
+        self._store.append_errors([self._error(failure) for failure in self._failures])
         self._outputs, self._failures, self._waiting, self._last = {}, [], 0, time.monotonic()
         self._due_s = max(COMMIT_S, (self._last - begin) / COMMIT_SHARE)
 

@@ -117,9 +117,8 @@ def _commit(store: Store, lineage: Lineage, results: list[tuple[dict[str, Any], 
     if empty:
         store.delete("clips", any_of("source_id", empty))
     errors = [error for source, result in results for error in _errors(source, result, lineage)]
-    clean = {str(source["uri"]) for source, _ in results} - {error["uri"] for error in errors}
+    store.resolve_errors("detect_shots", uris=[source["uri"] for source, _ in results])  # what fails again is opened again
     store.append_errors(errors)
-    store.resolve_errors("detect_shots", uris=sorted(clean))
     rows = [_source_row(source, result, lineage) for source, result in results]
     store.merge_columns("sources", pa.Table.from_pylist(rows, schema=pa.schema([SOURCES.field(name) for name in SPLIT])))
     for error in errors:

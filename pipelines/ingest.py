@@ -97,8 +97,6 @@ def _probe_all(context: JobContext, store: Store, todo: list[Any], done_before: 
 def _commit(store: Store, results: list[IngestResult]) -> None:
     if not results:
         return
-    # Every column is written: a file whose bytes changed starts afresh.
-    store.upsert("sources", pa.Table.from_pylist([result.row() for result in results], schema=SOURCES))
     run_id = ingest_lineage().run_id
     errors = [
         {
@@ -116,8 +114,11 @@ def _commit(store: Store, results: list[IngestResult]) -> None:
         for result in results
         if result.failure is not None
     ]
+    # Errors first: a kill between repeats the files. What fails again, perhaps with another code, is opened again.
+    store.resolve_errors("ingest", uris=[result.file.uri for result in results])
     store.append_errors(errors)
-    store.resolve_errors("ingest", uris=[result.file.uri for result in results if result.failure is None])
+    # Every column is written: a file whose bytes changed starts afresh.
+    store.upsert("sources", pa.Table.from_pylist([result.row() for result in results], schema=SOURCES))
     for error in errors:
         log.warning("%s: %s", error["code"], error["message"])
 

@@ -48,9 +48,26 @@ def test_the_whole_follows_by_bytes(tmp_path: Path) -> None:
         console.print(plan_table(plan, workers=2, worker_price=10.0))
     rows = [line.split() for line in captured.get().splitlines()]
     assert rows[1] == ["detect_shots", "decode_pass", "cpu", "2", "1", "30", "1,800", "0.0417", "the", "dearest", "0.42"]
-    assert rows[3] == ["all", "0.05;", "0.025", "h", "with", "2", "workers", "0.50"]
-    assert "10 clips, 15 words" in plan_lines(plan, tmp_path)[1]
+    assert rows[3] == ["all", "0.05", "CPU-h;", "0.025", "h", "with", "2", "workers", "0.50"]
+    assert "10 clips, 15 words of captions (about 20 tokens)" in plan_lines(plan, tmp_path)[1]
     assert len(plan_lines(plan, tmp_path)) == 2
+
+
+def test_hours_on_a_gpu_are_counted_and_priced_apart(tmp_path: Path) -> None:
+    """1 h of a CPU at 2 and half an hour of a GPU at 10; without the GPU's price the whole has none."""
+    store = Store.open(tmp_path / "store")
+    store.register_run(Lineage("detect_shots", "decode_pass", "1", "adaptive"), "cpu", 720.0, 2, 2, 0)
+    store.register_run(Lineage("score", "motion_raft", "1", "RAFT"), "cuda", 360.0, 2, 2, 0)
+    plan = plan_of(store, tmp_path, FILES, FILES[:2])
+
+    def shown(*prices: float | None) -> list[list[str]]:
+        console = Console(width=200)
+        with console.capture() as captured:
+            console.print(plan_table(plan, 1, *prices))
+        return [line.split() for line in captured.get().splitlines()[1:]]
+
+    assert shown(2.0, 10.0)[-1] == ["all", "1", "CPU-h", "and", "0.5", "GPU-h;", "1.5", "h", "with", "1", "workers", "7.00"]
+    assert [row[-1] for row in shown(2.0, None)] == ["2.00", "–", "–"]
 
 
 def test_no_sources_are_a_mistake(tmp_path: Path) -> None:

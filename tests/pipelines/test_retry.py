@@ -77,6 +77,24 @@ def test_files_that_ran_out_of_time_are_decoded_again_with_more(tmp_path: Path) 
     assert rows_by_name(workspace, "sources")["pan.mp4"]["status"] == "probed"
 
 
+def test_another_code_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    """A text that is named as a film runs out of time; with more time it is found to be no film, and the deadline is past."""
+    films = tmp_path / "films"
+    films.mkdir()
+    (films / "text.mp4").write_text("not a film\n")
+    workspace = Workspace(tmp_path / "root")
+    store = Store.open(workspace.store)
+    settings = ("curation.decode.attempts=1", "curation.max_failed_share=1")
+    run_jobs(workspace, recipe_for(films, *settings, "curation.decode.deadline_s=0.001"), "ingest")
+    marked = mark_for_retry(workspace, store, "deadline")
+    run_jobs(workspace, recipe_for(films, *settings), "ingest")
+    assert still_open(store, marked) == 0
+    assert store.read("errors", ["code", "resolved"]).sort_by("code").to_pylist() == [
+        {"code": "deadline", "resolved": True},
+        {"code": "not_media", "resolved": False},
+    ]
+
+
 def test_a_refusal_is_asked_for_again(tmp_path: Path) -> None:
     """The refusal is kept as a row of captions; while it is there, its clip counts as described."""
     workspace = Workspace(tmp_path / "root")
