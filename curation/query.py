@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from curation.expression import QueryError, check_column, compile_filter, kind_of, unit_of
 from curation.schema import KEYS, TABLES
-from curation.store import READ_ROWS, MissingStoreError, Store, StoreError, lance, schema_of
+from curation.store import READ_ROWS, MissingStoreError, Store, StoreError, filter_over, lance, schema_of
 
 if TYPE_CHECKING:
     import pandas
@@ -133,7 +133,8 @@ class Query:
 
     def count(self) -> int:
         """Rows that match, whatever the limit."""
-        number: int = self.store.dataset(self.table, self.at_tag).count_rows(filter=self._filter)
+        dataset = self.store.dataset(self.table, self.at_tag)
+        number: int = dataset.count_rows(filter=self._filter(dataset))
         return number
 
     def to_arrow(self) -> pa.Table:
@@ -141,25 +142,26 @@ class Query:
         return self.batches().read_all()
 
     def batches(self) -> pa.RecordBatchReader:
-        """The rows of `to_arrow`, some at a time."""
+        """The rows of `to_arrow`, some at a time. Columns that are newer than this version of the table are null."""
         wanted = list(self.chosen if self.chosen is not None else self.schema.names)
-        orderings = [(name.lstrip("+-"), not name.startswith("-")) for name in self.order]
+        dataset = self.store.dataset(self.table, self.at_tag)
+        known = set(dataset.schema.names)
+        orderings = [(name.lstrip("+-"), not name.startswith("-")) for name in self.order if name.lstrip("+-") in known]
         orderings += [(key, True) for key in KEYS[self.table] if key not in [name for name, _ in orderings]]
         hidden = [name for name, _ in orderings if name not in wanted]
         column_ordering = _lance_ordering()
-        dataset = self.store.dataset(self.table, self.at_tag)
         bound = self._bound(dataset)
         scanner = dataset.scanner(
-            columns=wanted + hidden,
-            filter=" AND ".join(part for part in (self._filter, bound) if part) or None,
+            columns=[name for name in wanted if name in known] + hidden,
+            filter=" AND ".join(part for part in (self._filter(dataset), bound) if part) or None,
             late_materialization=True if bound else None,
             use_scalar_index=bound is None,
             limit=self.most,
             order_by=[column_ordering(name, ascending=up, nulls_first=False) for name, up in orderings],
         )
         reader = scanner.to_reader()
-        schema = pa.schema([reader.schema.field(name) for name in wanted])
-        return pa.RecordBatchReader.from_batches(schema, (batch.select(wanted) for batch in reader))
+        schema = pa.schema([(reader.schema if name in known else self.schema).field(name) for name in wanted])
+        return pa.RecordBatchReader.from_batches(schema, (_widened(batch, schema) for batch in reader))
 
     def _bound(self, dataset: Any) -> str | None:
         """What the first column of the order must reach for a row to be among the limit's: reading one number a row finds it, and
@@ -170,10 +172,12 @@ class Query:
         if self.most is None or not self.order:
             return None
         name, descending = self.order[0].lstrip("+-"), self.order[0].startswith("-")
-        if kind_of(self.schema.field(name).type) != "number":
+        if kind_of(self.schema.field(name).type) != "number" or name not in dataset.schema.names:
             return None
         ordering = _lance_ordering()(name, ascending=not descending, nulls_first=False)
-        best = dataset.to_table(columns=[name], filter=self._filter, limit=self.most, order_by=[ordering], use_scalar_index=False)[name]
+        best = dataset.to_table(columns=[name], filter=self._filter(dataset), limit=self.most, order_by=[ordering], use_scalar_index=False)[
+            name
+        ]
         if len(best) < self.most or best.null_count or not pc.all(pc.is_finite(best)).as_py():
             return None
         return f"(`{name}` {'>=' if descending else '<='} {best[-1].as_py()!r})"
@@ -192,7 +196,12 @@ class Query:
         for name in by:
             if kind_of(self.schema.field(check_column(name, self.schema)).type) in ("list", "vector"):
                 raise QueryError(f"cannot count by {name}: it is a list")
-        rows = self.store.dataset(self.table, self.at_tag).to_table(columns=list(by), filter=self._filter, batch_size=READ_ROWS)
+        dataset = self.store.dataset(self.table, self.at_tag)
+        known = [name for name in by if name in dataset.schema.names]
+        read = dataset.to_table(columns=known or [KEYS[self.table][0]], filter=self._filter(dataset), batch_size=READ_ROWS)
+        rows = pa.table(
+            [read[name] if name in known else pa.nulls(read.num_rows, self.schema.field(name).type) for name in by], names=list(by)
+        )
         groups = rows.group_by(list(by)).aggregate([([], "count_all")]).rename_columns([*by, "count"])
         return groups.sort_by([("count", "descending"), *((name, "ascending") for name in by)])
 
@@ -218,9 +227,8 @@ class Query:
 
         return export(self, path, format, cut)
 
-    @property
-    def _filter(self) -> str | None:
-        parts = [compile_filter(text, self.schema) for text in self.filters]
+    def _filter(self, dataset: Any) -> str | None:
+        parts = [filter_over(dataset, self.table, text) for text in self.filters]
         return " AND ".join(f"({part})" for part in parts) or None
 
 
@@ -509,6 +517,13 @@ def _cell(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(str(item) for item in value)
     return str(value)
+
+
+def _widened(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """The columns of the schema, null where the batch lacks them."""
+    known = set(batch.schema.names)
+    columns = [batch.column(field.name) if field.name in known else pa.nulls(batch.num_rows, field.type) for field in schema]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _lance_ordering() -> Any:

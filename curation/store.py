@@ -116,8 +116,8 @@ class Store:
         schema = schema_of(table)
         wanted = [check_column(name, schema) for name in (schema.names if columns is None else columns)]
         keys = [key for key in KEYS[table] if key not in wanted] if ordered else []
-        filter_ = compile_filter(where, schema) if where else None
         dataset = self.dataset(table, tag)
+        filter_ = filter_over(dataset, table, where) if where else None
         known = set(dataset.schema.names)  # an older version's table, opened to read, or its release
         rows = dataset.to_table(columns=[name for name in wanted + keys if name in known], filter=filter_, batch_size=READ_ROWS)
         for name in wanted:
@@ -129,8 +129,8 @@ class Store:
 
     def count(self, table: str, where: str | None = None, tag: str | None = None) -> int:
         """Number of rows that the filter text lets through."""
-        filter_ = compile_filter(where, schema_of(table)) if where else None
-        number: int = self.dataset(table, tag).count_rows(filter=filter_)
+        dataset = self.dataset(table, tag)
+        number: int = dataset.count_rows(filter=filter_over(dataset, table, where) if where else None)
         return number
 
     def version(self, table: str) -> int:
@@ -423,6 +423,20 @@ def schema_of(table: str) -> pa.Schema:
         close = difflib.get_close_matches(table, TABLES, n=1, cutoff=0.5)
         raise QueryError(f"no table {table!r}{f'; did you mean {close[0]}?' if close else ''}; tables: {', '.join(TABLES)}")
     return TABLES[table]
+
+
+def filter_over(dataset: Any, table: str, where: str) -> str:
+    """The engine's SQL for filter text. Raises QueryError (one line) for a mistake, and for a column that is newer than this table."""
+    schema, known = schema_of(table), set(dataset.schema.names)
+    sql = compile_filter(where, schema)
+    if known.issuperset(schema.names):
+        return sql
+    try:
+        return compile_filter(where, pa.schema([field for field in schema if field.name in known]))
+    except QueryError as error:
+        raise QueryError(
+            f"{error} (an older version made this table of {table}; flashvideo curate adds the columns that are new)"
+        ) from None
 
 
 def lance() -> Any:

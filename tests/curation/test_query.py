@@ -253,6 +253,28 @@ def test_a_tag_is_read_as_it_was(path: Path) -> None:
         run_query(path, tag="sel-2")
 
 
+def test_columns_newer_than_a_release_are_null_and_no_fault(path: Path) -> None:
+    """A release keeps the columns that it was made with; a store that an older version made has no others until it is curated."""
+    before = Store.open(path)
+    before.dataset("clips").drop_columns(["niqe"])
+    rows = open_dataset(path).clips
+    ids = rows.columns("clip_id").to_arrow()["clip_id"].to_pylist()
+    before.tag("old", "without niqe")
+    for asked in (rows, rows.tag("old")):
+        assert asked.order_by("-niqe").columns("clip_id", "niqe").limit(3).rows() == [{"clip_id": name, "niqe": None} for name in ids[:3]]
+        assert asked.to_arrow().column_names == asked.schema.names
+        assert asked.counts("niqe").to_pylist() == [{"niqe": None, "count": len(ids)}]
+        with pytest.raises(QueryError, match=r"unknown column .niqe.*an older version made this table of clips"):
+            asked.where("niqe > 1").count()
+    assert before.count("clips") == len(ids)
+    with pytest.raises(QueryError, match="an older version made"):
+        before.count("clips", "niqe > 1")
+    Store.open(path)
+    assert rows.where("niqe is null").count() == len(ids), "curating adds the column; the release stays as it was"
+    with pytest.raises(QueryError, match="an older version made"):
+        rows.tag("old").where("niqe is null").to_arrow()
+
+
 def test_read_is_sorted(path: Path) -> None:
     assert read(path, "clips", ["clip_id"], "motion_proxy is not null")["clip_id"].to_pylist() == ["a", "b", "c"]
 
