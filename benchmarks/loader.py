@@ -24,7 +24,7 @@ from printed_table import print_table
 
 from flashvideo.training.metrics import read_losses
 from pipelines.ranks import RankRequest, start_ranks
-from pipelines.recipe import Recipe, dump, load
+from pipelines.recipe import Recipe, RecipeError, dump, load
 from pipelines.train_stage1 import HELD_OUT_FILE, TRAIN_FILE
 
 PHASE_FILE = "phase.json"
@@ -101,7 +101,10 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another setting of the root's recipe")
     options = parser.parse_args()
     root = options.root.resolve()
-    recipe = load(str(root / "recipe.json"), tuple(options.set))
+    try:
+        recipe = load(str(root / "recipe.json"), tuple(options.set))
+    except RecipeError as error:
+        sys.exit(str(error))
     rows: dict[tuple[str, int], list[tuple[float, float, int]]] = {}
     for _ in range(options.repeats):
         for workers in options.workers:

@@ -73,6 +73,8 @@ class Checkpoints:
                 facts = json.loads((folders[train_step] / LIST).read_text())["facts"]
                 return Checkpoint(train_step, folders[train_step], facts)
             log.warning("checkpoint %s is damaged (%s); using the one before it", folders[train_step], problem)
+        if folders:
+            log.warning("there is none before it: no checkpoint in %s is whole", self.folder)
         return None
 
     def discard(self, train_step: int) -> None:

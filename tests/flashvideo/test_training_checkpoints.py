@@ -38,7 +38,15 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path: Path
     with caplog.at_level(logging.WARNING):
         newest = checkpoints.newest()
     assert newest is not None and newest.train_step == 5
-    assert "step-00000010 is damaged" in caplog.text
+    assert "step-00000010 is damaged" in caplog.text and "none before it" not in caplog.text
+
+
+def test_where_no_checkpoint_is_whole_it_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    (written(checkpoints, 5) / "weights.pt").unlink()
+    with caplog.at_level(logging.WARNING):
+        assert checkpoints.newest() is None
+    assert f"there is none before it: no checkpoint in {tmp_path} is whole" in caplog.text
 
 
 def test_a_part_is_no_checkpoint(tmp_path: Path) -> None:
