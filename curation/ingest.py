@@ -39,6 +39,7 @@ class IngestResult:
         row: dict[str, Any] = {
             "uri": self.file.uri,
             "source_id": self.source_id,
+            "dataset": self.file.dataset,
             "present": True,
             "status": "failed" if self.probe is None else "probed",
             "bytes": self.file.bytes,

@@ -27,6 +27,7 @@ SOURCES = pa.schema(
     [
         _f("uri", pa.string(), "absolute path or URL; the key of the row", nullable=False),
         _f("source_id", pa.string(), "sha256 of the file's bytes, first 32 hex; equal for byte duplicates"),
+        _f("dataset", pa.string(), "name of the folder or list that it was listed by"),
         _f("present", pa.bool_(), "listed at the last ingest"),
         _f("status", pa.string(), "new | probed | split | failed | duplicate"),
         _f("duplicate_of", pa.string(), "uri of the first file with the same bytes"),
@@ -61,6 +62,7 @@ CLIPS = pa.schema(
         _f("clip_id", pa.string(), "hash of (source_id, start_us, end_us); the key of the row", nullable=False),
         _f("source_id", pa.string(), "the file's content hash"),
         _f("uri", pa.string(), "where the file was last seen"),
+        _f("dataset", pa.string(), "name of the folder or list that the file was listed by"),
         _f("media_type", pa.string(), "video | image"),
         _f("start_us", pa.int64(), "presentation time of the first frame", "us"),
         _f("end_us", pa.int64(), "presentation time where the clip ends (exclusive)", "us"),

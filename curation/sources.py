@@ -6,7 +6,7 @@ import csv
 import glob
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -52,6 +52,8 @@ class SourceFile:
     """Absolute path, or address (s3://, gs://, https://)."""
     bytes: int
     modified_ns: int
+    dataset: str = field(default="", compare=False)
+    """`dataset_of` the source that names it (the last one, where several do)."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,12 @@ def list_sources(sources: tuple[str, ...]) -> Listing:
             entries = list(_expand(source))
         except PermissionError as error:
             raise SourceError(f"source {source}: {error.filename} cannot be read: {error.strerror}") from None
-        media = {file.uri: file for file, named in entries if named or suffix_of(file.uri) in VIDEO_SUFFIXES | IMAGE_SUFFIXES}
+        dataset = dataset_of(source)
+        media = {
+            file.uri: replace(file, dataset=dataset)
+            for file, named in entries
+            if named or suffix_of(file.uri) in VIDEO_SUFFIXES | IMAGE_SUFFIXES
+        }
         ignored |= {file.uri for file, _ in entries if file.uri not in media}
         if not media and (is_remote(source) or Path(source).expanduser().is_dir()):
             raise SourceError(
@@ -89,6 +96,24 @@ def list_sources(sources: tuple[str, ...]) -> Listing:
     if not found:
         raise SourceError(f"the sources name no file: {', '.join(sources) or '(none given)'}")
     return Listing(tuple(sorted(found.values())), tuple(sorted(ignored - set(found))))
+
+
+def dataset_of(source: str) -> str:
+    """What the files of a source are counted under: the name of the folder or list; for a file or a pattern, of the folder it is in."""
+    named, _ = _split_column(source)
+    if is_remote(named):
+        address = urlsplit(named)
+        parts = [address.netloc, *(part for part in address.path.split("/") if part)]
+        is_folder = suffix_of(named) not in LIST_SUFFIXES | VIDEO_SUFFIXES | IMAGE_SUFFIXES
+    else:
+        path = Path(named).expanduser().absolute()
+        parts, is_folder = list(path.parts), path.is_dir()
+    if suffix_of(named) in LIST_SUFFIXES and not is_folder:
+        return PurePosixPath(parts[-1]).stem
+    parts = parts if is_folder else parts[:-1]
+    while len(parts) > 1 and glob.has_magic(parts[-1]):
+        parts.pop()
+    return parts[-1]
 
 
 def is_remote(uri: str) -> bool:

@@ -40,6 +40,7 @@ INDEXES: dict[str, dict[str, str]] = {
         "source_id": "BTREE",
         "state": "BITMAP",
         "media_type": "BITMAP",
+        "dataset": "BITMAP",
     },
     "captions": {"clip_id": "BTREE"},
 }

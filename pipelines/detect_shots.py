@@ -36,7 +36,7 @@ LOST_FRAMES = 2
 """Declared frames that may be absent without a word: containers count frames that edit lists hide."""
 SPLIT = ("uri", "status", "decoded_frames", "corrupt_frames", "cuts_us", "shots_run")
 IDENTITY = (
-    "clip_id", "source_id", "uri", "media_type", "start_us", "end_us", "duration_s", "num_frames", "frame_rate_hz", "shot",
+    "clip_id", "source_id", "uri", "dataset", "media_type", "start_us", "end_us", "duration_s", "num_frames", "frame_rate_hz", "shot",
     "width", "height", "short_side_px",
 )  # fmt: skip
 
@@ -153,6 +153,7 @@ def _clip_rows(source: dict[str, Any], result: PassResult) -> list[dict[str, Any
             "clip_id": clip.clip_id,
             "source_id": source["source_id"],
             "uri": source["uri"],
+            "dataset": source["dataset"],
             "media_type": source["media_type"],
             "start_us": clip.start_us,
             "end_us": clip.end_us,
@@ -227,13 +228,16 @@ def _report(context: JobContext, store: Store, originals: list[dict[str, Any]], 
 
 
 def _follow_moves(store: Store, clips: pa.Table, sources: pa.Table) -> pa.Table:
-    """Clips of a file that was moved or renamed since get its present uri."""
-    place = dict(zip(sources["source_id"].to_pylist(), sources["uri"].to_pylist(), strict=True))
-    wanted = [place[source_id] for source_id in clips["source_id"].to_pylist()]
-    moved = [new != old for new, old in zip(wanted, clips["uri"].to_pylist(), strict=True)]
-    clips = clips.set_column(clips.schema.get_field_index("uri"), clips.schema.field("uri"), pa.array(wanted, pa.string()))
-    if any(moved):
-        store.merge_columns("clips", clips.filter(pa.array(moved)).select(["clip_id", "uri"]))
+    """Clips of a file that was moved or renamed since, or is listed by another folder or list, get its present uri and dataset."""
+    places = pc.index_in(clips["source_id"].combine_chunks(), sources["source_id"].combine_chunks())
+    moved = pa.array([False] * clips.num_rows)
+    for name in ("uri", "dataset"):
+        wanted, old = sources[name].combine_chunks().take(places), clips[name].combine_chunks()
+        differs = pc.fill_null(pc.not_equal(wanted, old), pc.xor(wanted.is_null(), old.is_null()))
+        moved = pc.or_(moved, differs)
+        clips = clips.set_column(clips.schema.get_field_index(name), clips.schema.field(name), wanted)
+    if pc.any(moved).as_py():
+        store.merge_columns("clips", clips.filter(moved).select(["clip_id", "uri", "dataset"]))
     return clips
 
 

@@ -124,16 +124,16 @@ def _commit(store: Store, results: list[IngestResult]) -> None:
 
 
 def _settle(store: Store, listing: Listing) -> list[dict[str, Any]]:
-    """Sets `present`, duplicates and their status over all rows; writes only those that change. Returns all rows."""
-    columns = ["uri", "source_id", "present", "status", "duplicate_of", "media_type"]
+    """Sets `present`, the dataset, duplicates and their status over all rows; writes only those that change. Returns all rows."""
+    columns = ["uri", "source_id", "dataset", "present", "status", "duplicate_of", "media_type"]
     before = {row["uri"]: row for row in store.read("sources", columns).to_pylist()}
-    listed = {file.uri for file in listing.files}
-    here = mark_duplicates([{**row, "present": True} for row in before.values() if row["uri"] in listed])
+    listed = {file.uri: file.dataset for file in listing.files}
+    here = mark_duplicates([{**row, "present": True, "dataset": listed[row["uri"]]} for row in before.values() if row["uri"] in listed])
     gone = [{**row, "present": False} for row in before.values() if row["uri"] not in listed]
     rows = here + gone
     changed = [row for row in rows if row != before[row["uri"]]]
     if changed:
-        names = ["uri", "present", "status", "duplicate_of"]
+        names = ["uri", "dataset", "present", "status", "duplicate_of"]
         schema = pa.schema([SOURCES.field(name) for name in names])
         store.merge_columns("sources", pa.Table.from_pylist([{name: row[name] for name in names} for row in changed], schema=schema))
     return rows

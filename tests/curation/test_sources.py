@@ -18,7 +18,7 @@ from curation import remote
 from curation.config import DecodeConfig
 from curation.ingest import Ingester
 from curation.remote import RemoteError, fetch
-from curation.sources import SourceError, SourceFile, list_sources
+from curation.sources import SourceError, SourceFile, dataset_of, list_sources
 from curation.video import MediaError, probe
 
 SECRET = "never-shown-secret"
@@ -275,3 +275,20 @@ def test_every_entry_that_does_not_exist_is_counted_and_the_first_are_named(fold
     (folder / "list.txt").write_text("a.mp4\n" + "".join(f"gone{number}.mp4\n" for number in range(9)))
     with pytest.raises(SourceError, match=r"line 2: gone0\.mp4 does not exist \(and 8 more: line 3: gone1\.mp4; .*gone3\.mp4; …\)$"):
         names(folder / "list.txt")
+
+
+def test_files_are_counted_under_the_folder_or_list_that_named_them(tmp_path: Path) -> None:
+    for name in ("cats/a.mp4", "dogs/deep/b.mp4", "c.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "chosen.txt").write_text("cats/a.mp4\n")
+
+    def datasets(*sources: str) -> dict[str, str]:
+        return {Path(file.uri).name: file.dataset for file in list_sources(tuple(str(tmp_path / source) for source in sources)).files}
+
+    assert datasets("cats", "dogs", "c.mp4") == {"a.mp4": "cats", "b.mp4": "dogs", "c.mp4": tmp_path.name}
+    assert datasets("dogs/**/*.mp4") == {"b.mp4": "dogs"}
+    assert datasets("cats", "chosen.txt") == {"a.mp4": "chosen"}
+    assert [dataset_of(f"s3://films/{name}") for name in ("", "cats/", "cats/a.mp4", "cats/*.mp4", "lists/may.csv#path")] == [
+        *("films", "cats", "cats", "cats", "may"),
+    ]

@@ -106,3 +106,14 @@ def test_a_source_that_hangs_is_quarantined(tmp_path: Path, monkeypatch: pytest.
     (workspace.folder("detect_shots", report.fingerprint) / "report.json").unlink()
     again = run_jobs(workspace, recipe, "detect_shots")["detect_shots"]
     assert again.counts["decoded_now"] == 0, "a quarantined file is not tried again by the same settings"
+
+
+def test_a_file_that_another_folder_lists_changes_its_dataset_and_is_not_decoded_again(tmp_path: Path) -> None:
+    film = tmp_path / "films" / "cats" / "pan.mp4"
+    write_film(film, moving(96, 128, 48, (1, 0), seed=0))
+    workspace = Workspace(tmp_path / "root")
+    for folder, decoded in (("films", 1), ("films/cats", 0)):
+        report = run_jobs(workspace, recipe_for(tmp_path / folder), "ingest", "detect_shots")
+        assert report["detect_shots"].counts["decoded_now"] == decoded
+        for table in ("sources", "clips"):
+            assert set(Store.open(workspace.store).read(table, ["dataset"])["dataset"].to_pylist()) == {Path(folder).name}
