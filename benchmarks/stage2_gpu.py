@@ -34,16 +34,26 @@ DEVICE = torch.device("cuda")
 DTYPE = torch.bfloat16
 
 
-def median_seconds(call: Callable[[], object], runs: int = 3) -> float:
-    """After one warm-up; the GPU is waited for."""
+def timed_seconds(call: Callable[[], object], runs: int = 3) -> list[float]:
+    """After one warm-up; a GPU is waited for."""
     seconds = []
     for _ in range(runs + 1):
-        torch.cuda.synchronize()
+        _wait()
         start = time.perf_counter()
         call()
-        torch.cuda.synchronize()
+        _wait()
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])
+    return seconds[1:]
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def median_seconds(call: Callable[[], object], runs: int = 3) -> float:
+    """Of `timed_seconds`."""
+    return statistics.median(timed_seconds(call, runs))
 
 
 def matmul_ceiling() -> float:
