@@ -203,13 +203,16 @@ RUNS = pa.schema(
         _f("step", pa.string(), "step"),
         _f("version", pa.string(), "code version of the step"),
         _f("model", pa.string(), "model or algorithm; a stand-in says so"),
+        _f("revision", pa.string(), "commit of the model's repository, where its download recorded one"),
         _f("weights_sha256", pa.string(), "of the weights file"),
         _f("parameters", pa.string(), "JSON"),
+        _f("parameters_hash", pa.string(), "sha256 of parameters, hex"),
         _f("device", pa.string(), "cpu | cuda:..."),
         _f("seconds", pa.float64(), "of the last execution", "s"),
         _f("rows_in", pa.int64(), "of the last execution"),
         _f("rows_ok", pa.int64(), "of the last execution"),
         _f("rows_failed", pa.int64(), "of the last execution"),
+        _f("table_version", pa.int64(), "of the table that the job writes (sources, clips, captions or latents), after the last execution"),
         _f("time", pa.timestamp("us", tz="UTC"), "end of the last execution"),
     ]
 )

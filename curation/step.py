@@ -39,6 +39,13 @@ class Lineage:
     """Name of the model or algorithm; a stand-in says so here."""
     weights_sha256: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
+    revision: str | None = None
+    """Commit of the model's repository (`curation.revisions`). Not in the id: the weights' hash tells models apart."""
+
+    @property
+    def parameters_json(self) -> str:
+        """Keys in order, so that equal parameters are equal text."""
+        return json.dumps(self.parameters, sort_keys=True)
 
     @property
     def run_id(self) -> str:

@@ -270,21 +270,29 @@ class Store:
         done = pa.array([True] * open_errors.num_rows)
         return self.merge_columns("errors", pa.table({"error_id": open_errors["error_id"], "resolved": done}))
 
-    def register_run(self, lineage: Lineage, device: str, seconds: float, rows_in: int, rows_ok: int, rows_failed: int) -> str:
-        """Writes the registry row of a lineage, newest execution wins. Returns its run_id."""
+    def register_run(
+        self, lineage: Lineage, device: str, seconds: float, rows_in: int, rows_ok: int, rows_failed: int, table: str = "clips"
+    ) -> str:
+        """Writes the registry row of a lineage, newest execution wins. Returns its run_id.
+
+        `table`: what the job wrote, all of it committed; its newest version is recorded.
+        """
         row = {
             "run_id": lineage.run_id,
             "job": lineage.job,
             "step": lineage.step,
             "version": lineage.version,
             "model": lineage.model,
+            "revision": lineage.revision,
             "weights_sha256": lineage.weights_sha256,
-            "parameters": json.dumps(lineage.parameters, sort_keys=True),
+            "parameters": lineage.parameters_json,
+            "parameters_hash": hashlib.sha256(lineage.parameters_json.encode()).hexdigest(),
             "device": device,
             "seconds": seconds,
             "rows_in": rows_in,
             "rows_ok": rows_ok,
             "rows_failed": rows_failed,
+            "table_version": self.version(table),
             "time": datetime.now(UTC),
         }
         self.upsert("runs", pa.Table.from_pylist([row], schema=TABLES["runs"]))

@@ -87,7 +87,8 @@ def _describe(context: JobContext, store: Store, lineage: Lineage, todo: pa.Tabl
         if committer.failed > limit * todo.num_rows:  # a server that is gone: do not ask it about every clip
             break
     committer.flush()
-    store.register_run(lineage, device, time.monotonic() - begin, committer.done, committer.done - committer.failed, committer.failed)
+    seconds, done, failed = time.monotonic() - begin, committer.done, committer.failed
+    store.register_run(lineage, device, seconds, done, done - failed, failed, "captions")
     check_failed_share(committer.failed, todo.num_rows, limit, "clips")
 
 

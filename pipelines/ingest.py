@@ -43,7 +43,7 @@ def run(context: JobContext) -> Report:
     failed = _probe_all(context, store, todo, done_before=len(listing.files) - len(todo))
     rows = _settle(store, listing)
     if todo:
-        store.register_run(ingest_lineage(), "cpu", time.monotonic() - begin, len(todo), len(todo) - failed, failed)
+        store.register_run(ingest_lineage(), "cpu", time.monotonic() - begin, len(todo), len(todo) - failed, failed, "sources")
     present = store.read("sources", where="present = true")
     statuses = Counter(row["status"] for row in rows if row["present"])
     check_failed_share(statuses["failed"], len(listing.files), recipe.curation.max_failed_share, "files")

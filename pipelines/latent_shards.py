@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from curation.revisions import revision_of
 from curation.step import Lineage
 from flashvideo.whole_files import writing
 from pipelines.artifacts import write_atomically
@@ -94,7 +95,8 @@ def latents_lineage(recipe: Recipe, vae: VideoAutoencoder) -> Lineage:
         "pictures": sorted(f"{profile.name} of {profile.picture}" for profile in latent_profiles(recipe)),
         "seed": recipe.seed,
     }
-    return Lineage("precompute_latents", "encode", VERSION, shown_name(vae.name, vae.is_stand_in), vae.identity, parameters)
+    revision = None if vae.is_stand_in or recipe.vae.weights is None else revision_of(Path(recipe.vae.weights))
+    return Lineage("precompute_latents", "encode", VERSION, shown_name(vae.name, vae.is_stand_in), vae.identity, parameters, revision)
 
 
 def shown_name(name: str, is_stand_in: bool) -> str:

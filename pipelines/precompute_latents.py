@@ -64,7 +64,8 @@ def run(context: JobContext) -> Report:
     store.upsert("text_embeddings", pa.Table.from_pylist(texts, schema=TEXT_EMBEDDINGS))
     store.resolve_errors("precompute_latents")
     store.append_errors(failures)
-    store.register_run(lineage, str(device), time.monotonic() - begin, len(clips), len(clips) - len(failures), len(failures))
+    seconds, failed = time.monotonic() - begin, len(failures)
+    store.register_run(lineage, str(device), seconds, len(clips), len(clips) - failed, failed, "latents")
     scales = {f"scale_stage{stage}": model_input_scale(recipe.vae, vae, stage) for stage in (1, 2)}
     stored = sum(path.stat().st_size for path in context.folder.glob("*.safetensors"))
     return context.report(

@@ -51,7 +51,10 @@ SMALL = (
     "evaluation.held_out_clips=2",
 )
 LOCAL = ("runtime.runner=local", "runtime.backend=local")
-TIME_COLUMNS = {"errors": ["time", "seconds", "node"], "runs": ["time", "seconds", "device", "rows_in", "rows_ok", "rows_failed"]}
+TIME_COLUMNS = {
+    "errors": ["time", "seconds", "node"],
+    "runs": ["time", "seconds", "device", "rows_in", "rows_ok", "rows_failed", "table_version"],
+}
 """What of a table tells when and where, or how much one execution did, rather than what was made."""
 
 

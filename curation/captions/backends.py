@@ -8,6 +8,7 @@ from curation.captions import attributes, sidecar
 from curation.captions.caption import Captioner
 from curation.captions.checks import CHECKS_VERSION
 from curation.config import CaptionConfig
+from curation.revisions import revision_of
 from curation.step import Lineage
 
 FACT_READERS = ("attributes", "sidecar")
@@ -50,7 +51,9 @@ def captioner_lineage(config: CaptionConfig, track_run: str) -> Lineage:
 
     folder = local_model.model_folder(config)
     asked["max_new_tokens"] = local_model.MAX_NEW_TOKENS
-    return Lineage("caption", "transformers", local_model.VERSION, folder.name, local_model.model_sha256(folder), asked)
+    return Lineage(
+        "caption", "transformers", local_model.VERSION, folder.name, local_model.model_sha256(folder), asked, revision_of(folder)
+    )
 
 
 def check_backend(config: CaptionConfig) -> None:

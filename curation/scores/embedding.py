@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from curation.config import AestheticConfig
 from curation.ingest import hash_file
+from curation.revisions import revision_of
 from curation.schema import CLIPS, EMBEDDING_WIDTH
 from curation.scores.aesthetic import key_pictures
 from curation.scores.frame_embeddings import write_frame_embeddings
@@ -84,7 +85,7 @@ def embedding_lineage(config: AestheticConfig, track_run: str) -> Lineage:
     weights = next((hash_file(str(path)) for path in files if path.is_file()), None)
     if weights is None:
         raise StepError("weights_missing", f"embedding wants {files[0]}; it is not there")
-    return Lineage("score", "embedding", SCORE_VERSIONS["embedding"], CLIP_FOLDER, weights, {"track": track_run})
+    return Lineage("score", "embedding", SCORE_VERSIONS["embedding"], CLIP_FOLDER, weights, {"track": track_run}, revision_of(folder))
 
 
 def _load(folder: Path) -> tuple[Any, Any]:

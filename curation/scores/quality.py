@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from curation.config import QualityConfig
 from curation.ingest import hash_file
+from curation.revisions import revision_of
 from curation.schema import CLIPS
 from curation.scores.aesthetic import key_pictures
 from curation.scores.metric_files import METRIC_FILES
@@ -96,7 +97,8 @@ def quality_lineage(metric: str, config: QualityConfig, track_run: str) -> Linea
     weights = metric_weights(metric, config)
     parameters = {"track": track_run, "max_frames": config.max_frames}
     model = f"pyiqa {version('pyiqa')} {metric}"
-    return Lineage("score", metric, SCORE_VERSIONS["quality"], model, None if weights is None else hash_file(str(weights)), parameters)
+    sha256, revision = (None, None) if weights is None else (hash_file(str(weights)), revision_of(weights))
+    return Lineage("score", metric, SCORE_VERSIONS["quality"], model, sha256, parameters, revision)
 
 
 def metric_weights(metric: str, config: QualityConfig) -> Path | None:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from curation.config import TextOverlayConfig
 from curation.ingest import hash_file
+from curation.revisions import revision_of
 from curation.schema import CLIPS
 from curation.scores.quality import spread
 from curation.step import Batch, Lineage, Resources, StepError
@@ -111,5 +112,11 @@ def text_overlay_lineage(config: TextOverlayConfig, track_run: str) -> Lineage:
     path = detector_file(config)
     parameters = {"track": track_run, "max_frames": config.max_frames}
     return Lineage(
-        "score", "text_overlay", SCORE_VERSIONS["text_overlay"], f"DB text detector {path.name}", hash_file(str(path)), parameters
+        "score",
+        "text_overlay",
+        SCORE_VERSIONS["text_overlay"],
+        f"DB text detector {path.name}",
+        hash_file(str(path)),
+        parameters,
+        revision_of(path),
     )

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,13 @@ import pyarrow as pa
 import pytest
 
 from curation.expression import QueryError
+from curation.revisions import revision_of
 from curation.schema import KEYS, TABLES
 from curation.step import Lineage
 from curation.store import MissingStoreError, Store, StoreError
 
+HASH_OF_A_2 = "e5a9d5b0300e0f50d372e5a9ddfa24208aac9a940ce9a36f247387221ae205fe"
+ID_BEFORE_REVISIONS = "5b0bb8185d7f6667"
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -229,6 +233,58 @@ def test_a_run_is_one_row_per_lineage(store: Store) -> None:
         assert store.register_run(lineage, "cpu", seconds, 3, 2, 1) == lineage.run_id
     (row,) = store.read("runs", ["run_id", "parameters", "seconds", "rows_failed"]).to_pylist()
     assert row == {"run_id": lineage.run_id, "parameters": '{"a": 2, "b": 1}', "seconds": 2.0, "rows_failed": 1}
+
+
+def test_a_run_names_parameters_hash_revision_and_version_of_the_table_it_wrote(store: Store) -> None:
+    """The hash is `printf '{"a": 2}' | sha256sum`; unknown is null."""
+    columns = ["revision", "parameters_hash", "table_version"]
+    store.upsert("clips", clips(clip_id=["a"]))
+    store.upsert("clips", clips(clip_id=["b"]))
+    store.register_run(Lineage("score", "motion", "1", "opencv-dis", parameters={"a": 2}), "cpu", 1.0, 2, 2, 0)
+    (row,) = store.read("runs", columns).to_pylist()
+    assert row == {"revision": None, "parameters_hash": HASH_OF_A_2, "table_version": store.version("clips")}
+    store.register_run(Lineage("caption", "x", "1", "vlm", parameters={"a": 2}, revision="c" * 40), "cpu", 1.0, 2, 2, 0, "captions")
+    (row,) = store.read("runs", columns, "job = 'caption'").to_pylist()
+    assert row == {"revision": "c" * 40, "parameters_hash": HASH_OF_A_2, "table_version": store.version("captions")}
+    assert store.version("captions") != store.version("clips")
+
+
+def test_a_lineage_keeps_its_id_when_its_revision_is_known() -> None:
+    """The id as it was before lineages had a revision: nothing becomes stale by it."""
+    lineage = Lineage("score", "motion", "2", "DIS", "ab" * 32, {"pairs": 48, "flow": {"size": 360}})
+    assert lineage.run_id == ID_BEFORE_REVISIONS
+    assert replace(lineage, revision="c" * 40).run_id == ID_BEFORE_REVISIONS
+
+
+def test_runs_that_an_older_version_registered_read_null_and_get_the_columns(store: Store) -> None:
+    new = ["revision", "parameters_hash", "table_version"]
+    lineage = Lineage("score", "motion", "1", "opencv-dis")
+    store.register_run(lineage, "cpu", 1.0, 3, 2, 1)
+    store.dataset("runs").drop_columns(new)
+    assert store.read("runs", ["run_id", *new]).to_pylist() == [{"run_id": lineage.run_id, **dict.fromkeys(new)}]
+    again = Store.open(store.path)
+    assert again.read("runs", ["rows_ok", *new]).to_pylist() == [{"rows_ok": 2, **dict.fromkeys(new)}]
+    again.register_run(lineage, "cpu", 1.0, 3, 2, 1)
+    (row,) = again.read("runs", new).to_pylist()
+    assert row["table_version"] == again.version("clips") and len(row["parameters_hash"]) == 64
+
+
+def test_a_downloaded_model_names_its_commit(tmp_path: Path) -> None:
+    """The two layouts of the Hugging Face client: its cache, and a folder of one's own (--local-dir)."""
+    commit, other = "0123456789" * 4, "abcdef0123" * 4
+    snapshot = tmp_path / "models--openai--clip" / "snapshots" / commit
+    own = tmp_path / "own"
+    told = own / ".cache" / "huggingface" / "download"
+    for folder in (snapshot, own / "sub", told / "sub", tmp_path / "plain"):
+        folder.mkdir(parents=True)
+    for file in (snapshot / "config.json", own / "config.json", own / "sub" / "w.pth", tmp_path / "plain" / "config.json"):
+        file.write_text("{}")
+    (told / "config.json.metadata").write_text(f"{commit}\netag\n1.0\n")
+    (told / "sub" / "w.pth.metadata").write_text(f"{other}\netag\n1.0\n")
+    assert [revision_of(path) for path in (snapshot, own, own / "sub" / "w.pth")] == [commit, commit, other]
+    assert revision_of(tmp_path / "plain") is None and revision_of(tmp_path / "absent") is None
+    (told / "config.json.metadata").write_text("main\n")
+    assert revision_of(own) is None
 
 
 # releases
