@@ -21,6 +21,8 @@ import pyarrow as pa
 
 MAX_DEPTH = 64
 """Nested parentheses and `not`s; deeper text is a mistake and would exhaust Python's stack."""
+SHOWN_COLUMNS = 6
+"""Of each group, where a name is like none."""
 
 _TOKEN = re.compile(
     r"""\s*(?:
@@ -67,14 +69,16 @@ def compile_filter(text: str, schema: pa.Schema) -> str:
     return sql
 
 
-def check_column(name: str, schema: pa.Schema) -> str:
-    """The name, when it is a column. Raises QueryError with the nearest names and their units."""
+def check_column(name: str, schema: pa.Schema, hint: str = "") -> str:
+    """The name, when it is a column. Raises QueryError with the nearest names and their units, or with the first of each group.
+
+    `hint`: what else the name may have been meant as.
+    """
     if name in schema.names:
         return name
     near = nearest_columns(name, schema)
     if not near:
-        known = ", ".join(n for n in schema.names if not n.endswith("_run"))
-        raise QueryError(f'unknown column "{name}"; text stands in quotes; columns: {known}')
+        raise QueryError(f'unknown column "{name}"{hint}; {_grouped(schema)}')
     raise QueryError(f'unknown column "{name}"; did you mean {_either([_described(n, schema) for n in near])}?')
 
 
@@ -91,6 +95,22 @@ def nearest_columns(name: str, schema: pa.Schema, limit: int = 3) -> list[str]:
     near = [(likeness(column), column) for column in plain]
     near = [pair for pair in near if pair[0] >= 0.6]
     return [column for _, column in sorted(near, key=lambda pair: -pair[0])][:limit]
+
+
+def _grouped(schema: pa.Schema) -> str:
+    """How many columns there are and the first of each group, in one short line, and the question that shows all."""
+    scores = [n for n in schema.names if f"{n}_run" in schema.names]
+    lineages = [n for n in schema.names if n.endswith("_run") and n.removesuffix("_run") in scores]
+    plain = [n for n in schema.names if n not in scores and n not in lineages]
+    groups = [_first(names, kind) for names, kind in ((scores, "scores"), (plain, "others" if scores else "columns")) if names]
+    groups += ["a lineage beside each score (SCORE_run)"] if lineages else []
+    count = f"{len(schema.names)} columns: " if scores else ""
+    return f"{count}{'; '.join(groups)}; all of them: flashvideo query --columns all"
+
+
+def _first(names: list[str], kind: str) -> str:
+    more = ", ..." if len(names) > SHOWN_COLUMNS else ""
+    return f"{len(names)} {kind} ({', '.join(names[:SHOWN_COLUMNS])}{more})"
 
 
 def unit_of(field: pa.Field) -> str:
@@ -291,7 +311,7 @@ class _Parser:
         following = self._peek()
         if following.kind == "mark" and following.text == "(":
             raise QueryError(f"there are no functions in filters: {token.text}(...)")
-        name = check_column(token.text, self._schema)
+        name = check_column(token.text, self._schema, "; text stands in quotes")
         return _Operand(kind_of(self._schema.field(name).type), f"`{name}`", name, True)
 
     def _peek(self) -> _Token:

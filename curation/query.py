@@ -40,6 +40,8 @@ SHOWN_ROWS = 10
 SHEET_CLIPS = 60
 """Clips of a contact sheet where no limit is given."""
 CAPTION_WIDTH = 48
+ALL_COLUMNS = "all"
+"""As a list of columns: every one but vectors."""
 MOST_ROWS = 2**63 - 1
 """The engine counts rows in 64 bits."""
 
@@ -208,12 +210,13 @@ class Query:
     def sheet(self, path: Path | str | None = None, thumbs_folder: Path | str | None = None) -> Image:
         """The rows (without a limit the first 60) as a contact sheet, written to `path` as PNG where one is given. Clips only.
 
-        Thumbnails lie beside the store unless `thumbs_folder` names another place.
+        Thumbnails lie beside the store unless `thumbs_folder` names another place. Raises QueryError where `path` cannot be written.
         """
         from curation.sheet import contact_sheet, draw_sheet
 
         if self.table != "clips":
             raise QueryError(f"contact sheets show clips; the table is {self.table}")
+        _check_writable(path)
         thumbs = Path(thumbs_folder) if thumbs_folder is not None else Path(self.store.path).parent / "tracks" / "thumbs"
         rows = self.limit(self.most or SHEET_CLIPS).columns(*DEFAULT_COLUMNS["clips"]).rows()
         if path is not None:
@@ -396,7 +399,9 @@ def _build(
     if limit is not None:
         query = query.limit(limit)
     if columns is not None:
-        query = query.columns(*_names(columns))
+        names = _names(columns)
+        everything = [field.name for field in query.schema if kind_of(field.type) != "vector"]
+        query = query.columns(*(everything if names == [ALL_COLUMNS] else names))
     return query.tag(tag) if tag else query
 
 
@@ -415,8 +420,12 @@ def _check_writable(file: Path | str | None) -> None:
     if file is None:
         return
     folder = Path(file).resolve().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(file).is_dir():
-        raise QueryError(f"cannot write {file}: {folder} is no folder that can be written to, or the name is a folder's")
+    if Path(file).is_dir():
+        raise QueryError(f"cannot write {file}: it is a folder; name a file in it")
+    if not folder.is_dir():
+        raise QueryError(f"cannot write {file}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise QueryError(f"cannot write {file}: {folder} may not be written to")
 
 
 def _names(given: str | Sequence[str]) -> list[str]:

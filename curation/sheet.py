@@ -20,9 +20,8 @@ BACKGROUND, BOX, INK, PALE = (250, 250, 248), (225, 225, 222), (25, 25, 25), (11
 
 
 def contact_sheet(rows: Sequence[Mapping[str, Any]], thumbs_folder: Path, path: Path, columns: int = 5) -> int:
-    """Writes the sheet as PNG; returns the number of thumbnails found."""
+    """Writes the sheet as PNG, in a folder that is there; returns the number of thumbnails found."""
     sheet, found = draw_sheet(rows, thumbs_folder, columns)
-    path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, format="PNG")
     return found
 

@@ -111,7 +111,7 @@ def query(
         str | None, typer.Option(help="Columns with commas between; -name is descending: --order-by=-aesthetic_proxy.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="At most this many rows.")] = None,
-    columns: Annotated[str | None, typer.Option(help="Columns to show, with commas between.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Columns to show, with commas between; all: every one but vectors.")] = None,
     by: Annotated[str | None, typer.Option(help="Count rows by these columns, e.g. state,media_type.")] = None,
     count: Annotated[bool, typer.Option("--count", help="Print only the number of rows.")] = False,
     table: Annotated[str, typer.Option(help="clips, sources, captions, errors, runs, ...")] = "clips",

@@ -161,7 +161,7 @@ def test_text_values_stay_values(path: Path, value: str) -> None:
         ("motoin > 1", r'unknown column "motoin"; did you mean motion_proxy \(px at 360 px short side per 1/8 s\)'),
         ("motion > 1", "did you mean motion_proxy .* motion_raft"),
         ("asthetic_proxy > 1", r"did you mean aesthetic_proxy \(1-10\)"),
-        ("quux > 1", "unknown column .quux.*columns: clip_id, "),
+        ("quux > 1", 'unknown column "quux"; text stands in quotes; [0-9]+ columns: '),
         ("motion_proxy > 'fast'", "motion_proxy is a number .* leave the quotes out"),
         ("state > 3", "state is text; 3 is a number"),
         ("state = null", "write: COLUMN is null"),
@@ -338,6 +338,41 @@ def test_the_table_is_readable(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_command_mistakes(path: Path, arguments: dict[str, object], message: str) -> None:
     with pytest.raises(QueryError, match=message):
         run_query(path, **arguments)  # type: ignore[arg-type]
+
+
+def test_a_name_like_none_gets_a_short_list_and_the_way_to_all(path: Path) -> None:
+    """errors has 14 columns and no score; of clips' the lineages are counted with their scores."""
+    with pytest.raises(QueryError) as few:
+        run_query(path, table="errors", columns="nosuch")
+    shown = "error_id, source_id, uri, clip_id, job, step, ..."
+    assert str(few.value) == f'unknown column "nosuch"; 14 columns ({shown}); all of them: flashvideo query --columns all'
+    with pytest.raises(QueryError) as many:
+        run_query(path, columns="nosuch")
+    text = str(many.value)
+    assert text.startswith(f'unknown column "nosuch"; {len(TABLES["clips"].names)} columns: ') and len(text) < 340
+    assert (
+        "scores (" in text
+        and "motion_proxy" not in text.split("others (")[1]
+        and text.endswith("; all of them: flashvideo query --columns all")
+    )
+
+
+def test_all_columns_but_vectors_are_shown(path: Path) -> None:
+    header = run_query(path, columns="all", format="csv", limit=1).splitlines()[0].split(",")
+    assert header == [name for name in TABLES["clips"].names if name != "embedding"]
+
+
+def test_a_sheet_goes_into_a_folder_that_is_there(path: Path, tmp_path: Path) -> None:
+    """The notebook and the command line refuse with the same line, and make no folder."""
+    file = tmp_path / "none" / "at" / "all.png"
+    said = []
+    for write in (curation.open(path).clips.sheet, lambda file: run_query(path, sheet=file, thumbs_folder=tmp_path)):
+        with pytest.raises(QueryError, match=r"cannot write .*all\.png: there is no folder .*at$") as refused:
+            write(file)
+        said.append(str(refused.value))
+        with pytest.raises(QueryError, match="it is a folder; name a file in it"):
+            write(tmp_path)
+    assert said[0] == said[1] and not (tmp_path / "none").exists()
 
 
 def test_a_limit_beyond_64_bits_is_no_limit(path: Path) -> None:
