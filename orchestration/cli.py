@@ -370,10 +370,11 @@ def vbench(context: typer.Context) -> None:
     """
     import subprocess
 
+    from orchestration.processes import shell_code
     from orchestration.summary import shown
     from orchestration.vbench_page import build_page, out_of
 
-    code = subprocess.call([sys.executable, "-m", "pipelines.vbench", *context.args])
+    code = shell_code(subprocess.call([sys.executable, "-m", "pipelines.vbench", *context.args]), "vbench")
     out = out_of(context.args) if code in (0, 1) else None
     page = build_page(out) if out is not None else None
     if page is not None:

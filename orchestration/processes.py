@@ -47,6 +47,20 @@ def stop(process: subprocess.Popen[bytes], grace_s: float) -> int:
     return process.wait()
 
 
+def shell_code(code: int, verb: str) -> int:
+    """A child's exit code as a shell says it, 128 + n for signal n; one line on stderr where the child was killed and could not tell.
+
+    For commands whose same call goes on with what is left.
+    """
+    if code >= 0:
+        return code
+    if -code not in (signal.SIGINT, signal.SIGTERM):  # those are asked for
+        why = ", most likely because the machine or its container ran out of memory" if -code == signal.SIGKILL else ""
+        said = f"flashvideo: {verb} was killed by {signal.Signals(-code).name}{why}; the same command goes on with what is left"
+        print(f"\n{said}", file=sys.stderr, flush=True)  # after a line of progress
+    return 128 - code
+
+
 def _signal_group(group: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)

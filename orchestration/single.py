@@ -14,7 +14,7 @@ from pathlib import Path
 
 from orchestration.jobs import job_command
 from orchestration.lock import hold_root
-from orchestration.processes import ROOT_MARK
+from orchestration.processes import ROOT_MARK, shell_code
 from pipelines.artifacts import Workspace, write_atomically
 from pipelines.job import UserError
 from pipelines.plan import JOB_NAMES
@@ -102,4 +102,4 @@ def _foreground(command: Sequence[str], root: Path) -> int:
         code = process.wait()
     except KeyboardInterrupt:
         code = process.wait()
-    return 128 - code if code < 0 else code  # ended by a signal, e.g. 130 by Ctrl-C while it still imported
+    return shell_code(code, command[2].removeprefix("pipelines."))  # 130: by Ctrl-C while it still imported

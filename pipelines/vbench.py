@@ -49,6 +49,7 @@ OWN_DIMENSIONS = (
 )
 """Those of the 16 that ask nothing of a prompt but its text: what any video can be scored in."""
 RUN_FILE = "run.json"
+TRIED_AGAIN = "most likely it ran out of memory (fewer --workers need less); the same command tries it again"
 PICTURED = 8
 """Prompts whose stages are shown beside each other."""
 
@@ -78,7 +79,7 @@ def score_spread(options: argparse.Namespace, judge: Evaluator, items: Sequence[
         print(f"\r  {done} of {len(todo)} videos", end="\n" if done == len(todo) else "", file=sys.stderr, flush=True)
         if isinstance(result, WorkerDied):
             name = todo[index].path.name
-            tally.problems.append(Problem(kind="video", item=name, message=f"{name}: {result.message}"))
+            tally.problems.append(Problem(kind="video", item=name, message=f"{name}: {result.message}; {TRIED_AGAIN}"))
         else:
             tally.add(result)
     return tally

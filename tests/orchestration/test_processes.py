@@ -91,3 +91,27 @@ def test_the_lock_dies_with_its_process(tmp_path: Path):
     holder.wait()
     with hold_root(tmp_path, "me"):
         pass
+
+
+@pytest.mark.parametrize(("code", "shell"), [(0, 0), (2, 2), (-signal.SIGTERM, 143), (-signal.SIGINT, 130)])
+def test_an_ending_that_was_asked_for_is_silent(code: int, shell: int, capsys: pytest.CaptureFixture[str]):
+    assert processes.shell_code(code, "vbench") == shell
+    assert capsys.readouterr().err == ""
+
+
+def test_a_killed_vbench_says_so_in_one_line(tmp_path: Path):
+    """kill -9 to the child, as the kernel does when memory is out."""
+    command = [sys.executable, "-m", "orchestration.cli", "vbench", str(tmp_path), "--prompts", "none.json", "--out", str(tmp_path)]
+    parent = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    children: list[psutil.Process] = []
+    while not children and time.monotonic() < deadline and parent.poll() is None:
+        time.sleep(0.01)
+        children = [child for child in psutil.Process(parent.pid).children() if child.is_running()]
+    children[0].kill()
+    _, told = parent.communicate(timeout=60)
+    assert parent.returncode == 128 + signal.SIGKILL
+    assert told.strip().splitlines() == [
+        "flashvideo: vbench was killed by SIGKILL, most likely because the machine or its container ran out of memory; "
+        "the same command goes on with what is left"
+    ]
