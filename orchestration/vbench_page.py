@@ -26,6 +26,8 @@ RATES = ("dynamic_degree", "human_action")
 SHOWN_PROBLEMS = 200
 ROW_PX, WIDTH_PX, LEFT_PX = 22, 1080, 190
 STAND_IN = "STAND-IN"
+NOT_CORRECTED = {"corrected": "", "change": "", "last_frame": ""}
+"""Of a cell that has no number without the reference's quirks."""
 
 
 @dataclass
@@ -45,6 +47,11 @@ class Column:
     def protocol(self) -> dict[str, Any]:
         protocol: dict[str, Any] = self.results["protocol"]
         return protocol
+
+    @property
+    def has_corrected(self) -> bool:
+        """Whether a score without the reference's quirks stands beside one of its own."""
+        return any(one.get("corrected") is not None for one in self.results["dimensions"])
 
     @property
     def videos(self) -> list[dict[str, Any]]:
@@ -198,17 +205,23 @@ def _total_cell(results: dict[str, Any], name: str) -> dict[str, str]:
         "interval": f"[{bounds[0]:.2f}, {bounds[1]:.2f}]" if bounds else "",
         "mark": STAND_IN if stand_in else "",
         "reason": f"{missing} of 16 dimensions are missing" if missing else "",
+        **NOT_CORRECTED,
     }
 
 
 def _cell(one: dict[str, Any]) -> dict[str, str]:
     if one["score"] is None:
-        return {"text": "–", "interval": "", "mark": "", "reason": one["reason"]}
+        return {"text": "–", "interval": "", "mark": "", "reason": one["reason"], **NOT_CORRECTED}
     bounds = f"[{100 * one['low']:.2f}, {100 * one['high']:.2f}]" if one["low"] is not None else ""
     mark = _mark(one)
     if one["reference"] is not None and not one["imported"]:
         mark += f" reference {100 * one['reference']:.2f}"
-    return {"text": f"{100 * one['score']:.2f}", "interval": bounds, "mark": mark.strip(), "reason": ""}
+    cell = {"text": f"{100 * one['score']:.2f}", "interval": bounds, "mark": mark.strip(), "reason": "", **NOT_CORRECTED}
+    if one.get("corrected") is not None:
+        cell |= {"corrected": f"{100 * one['corrected']:.2f}", "change": f"{100 * (one['corrected'] - one['score']):+.2f}"}
+        if one["last_frame"] is not None:
+            cell["last_frame"] = f"{100 * one['last_frame']:.2f}"
+    return cell
 
 
 def _mark(one: dict[str, Any]) -> str:

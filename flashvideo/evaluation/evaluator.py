@@ -52,15 +52,23 @@ class Tally:
 class Evaluator:
     """Scores videos under one protocol.
 
-    `expected_frames`: a video with another number is left out and named; None takes any.
+    `expected_frames`: a video with another number is left out and named; None takes any. `hashes`: another evaluator's.
     """
 
-    def __init__(self, protocol: VBenchProtocol, rules: Rules, store: ScoreStore, expected_frames: int | None = None) -> None:
+    def __init__(
+        self,
+        protocol: VBenchProtocol,
+        rules: Rules,
+        store: ScoreStore,
+        expected_frames: int | None = None,
+        hashes: dict[str, str] | None = None,
+    ) -> None:
         return_large_blocks()
         self.protocol, self.rules, self.store = protocol, rules, store
         self._expected_frames = expected_frames
         self._metrics = {name: metric_version(rule, rules.across.get(name)) for name, rule in rules.dimensions.items()}
-        self._hashes: dict[str, str] = {}
+        self.hashes: dict[str, str] = {} if hashes is None else hashes
+        """sha256 of every file that was read for it, by path."""
 
     def evaluate(self, items: Sequence[VideoItem], shard: int = 0, shards: int = 1, progress: Progress | None = None) -> Tally:
         """Scores every `shards`-th video from `shard` on that the store lacks. A bad video is a problem, not an error."""
@@ -130,9 +138,9 @@ class Evaluator:
     def sha256(self, item: VideoItem) -> str:
         """Of the file, read once. Raises OSError."""
         place = str(item.path)
-        if place not in self._hashes:
-            self._hashes[place] = file_sha256(item.path)
-        return self._hashes[place]
+        if place not in self.hashes:
+            self.hashes[place] = file_sha256(item.path)
+        return self.hashes[place]
 
     def _key(self, item: VideoItem, dimension: str) -> str:
         return score_key(self.sha256(item), item.prompt, dimension, self._metrics[dimension], self.protocol)

@@ -18,6 +18,9 @@ from flashvideo.evaluation.results import Record
 Suite = Literal["vbench", "vbench_long"]
 ReEncode = Literal["none", "1.024M", "crf23"]
 
+QUIRKS = ("color", "spatial_relationship", "appearance_style")
+"""Dimensions that a protocol without the reference's quirks may score otherwise: the first two by their rule, in vbench_long all
+three by averaging clips within their video first. (So it averages the others too; a run under --corrected has them all.)"""
 RULES_VERSION = "1"
 """Bumped when code shared by several dimensions (decoding, clips, re-encoding) changes a number."""
 
@@ -53,6 +56,10 @@ class VBenchProtocol(Record):
         if self.suite == "vbench" and self.re_encode != "none":
             raise ValueError(f"re_encode is {self.re_encode}, but plain VBench scores the files themselves; use none, or vbench_long")
         return self
+
+    def corrected(self) -> VBenchProtocol:
+        """The same without the reference's quirks."""
+        return self.model_copy(update={"faithful": False})
 
     @property
     def digest(self) -> str:

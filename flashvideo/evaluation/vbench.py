@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from flashvideo.evaluation.fusion import TABLE_FILES, MappingTable, read_mapping_tables
 from flashvideo.evaluation.preflight import look
-from flashvideo.evaluation.protocol import VBenchProtocol, file_sha256
+from flashvideo.evaluation.protocol import QUIRKS, VBenchProtocol, file_sha256
 from flashvideo.evaluation.published import TABLE_1
 from flashvideo.evaluation.score_store import CannotStore, ScoreStore
 from flashvideo.evaluation.suite import Problem, Suite, SuiteError, VideoItem, find_videos, read_prompts
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from flashvideo.evaluation.evaluator import Evaluator, Tally
     from flashvideo.evaluation.networks.interfaces import Networks
     from flashvideo.evaluation.reference.adapter import ReferenceEvaluator
-    from flashvideo.evaluation.vbench_results import VBenchResults
+    from flashvideo.evaluation.vbench_results import DimensionOutcome, VBenchResults
 
 SHOWN_PROBLEMS = 20
 NO_WEIGHTS = Path("WEIGHTS")
@@ -56,6 +56,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--re-encode", choices=("none", "1.024M", "crf23"), default="none", help="vbench_long: write each clip again first")
     made.add_argument("--antialias", action="store_true", help="antialiased resizing (the reference has none)")
     made.add_argument("--corrected", action="store_true", help="without the reference's quirks")
+    made.add_argument(
+        "--both", action="store_true", help=f"{', '.join(QUIRKS)} once more without the quirks, in a column beside; totals stay faithful"
+    )
     made.add_argument("--no-slow-fast", action="store_true", help="vbench_long without fusion across clips")
     made.add_argument("--no-static-filter", action="store_true", help="temporal flickering on all videos")
     made.add_argument("--sampled-from", type=Path, help="file of the prompts that the videos were made from; default: --prompts")
@@ -87,6 +90,8 @@ def parser() -> argparse.ArgumentParser:
 
 def protocol_of(options: argparse.Namespace) -> VBenchProtocol:
     """Raises VBenchMistake for options that contradict each other."""
+    if options.both and options.corrected:
+        raise VBenchMistake("--both shows corrected scores beside faithful ones; leave --corrected out")
     listed = options.sampled_from or options.prompts
     try:
         return VBenchProtocol(
@@ -169,6 +174,8 @@ def run_suite(options: argparse.Namespace, suite: Suite, score: Score = score_he
     before = look(suite.items, protocol, options.frames)
     print("\n".join(before.lines(suite.problems)))
     _tell((*suite.problems, *before.problems))
+    if options.both:
+        print(f"  {sum(bool(set(QUIRKS) & set(item.dimensions)) for item in before.items)} of them a second time, without the quirks")
     if options.dry_run:
         _tell_absent(options, protocol, chosen)
         return 0
@@ -176,9 +183,12 @@ def run_suite(options: argparse.Namespace, suite: Suite, score: Score = score_he
         raise VBenchMistake(f"none of {len(suite.items)} videos can be scored; {_first(before.problems)}")
     tables_of(options, protocol, before.items)  # a missing table is told before anything is scored
     reference = reference_of(options, protocol)
-    judge = build_evaluator(options, protocol, before.items)
-    tally = score(options, judge, before.items[shard::shards])
-    outcome = _write_results(options, judge, before.items, (*suite.problems, *before.problems), tally, reference)
+    judge, corrected = build_evaluators(options, protocol, before.items)
+    mine = before.items[shard::shards]
+    tally = score(options, judge, mine)
+    if options.both and corrected is not None:
+        tally.problems += _score_corrected(options, corrected, mine, score)
+    outcome = _write_results(options, (judge, corrected), before.items, (*suite.problems, *before.problems), tally, reference)
     left_out = len({problem.item for problem in outcome.problems if problem.fatal})
     print(f"{tally.scored} videos scored, {tally.kept} were there already" + (f"; {left_out} items left out" if left_out else ""))
     print("\n".join(table(outcome)))
@@ -187,14 +197,36 @@ def run_suite(options: argparse.Namespace, suite: Suite, score: Score = score_he
     return 1 if options.strict and any(problem.fatal for problem in outcome.problems) else 0
 
 
+def _score_corrected(options: argparse.Namespace, corrected: Evaluator, items: Sequence[VideoItem], score: Score) -> list[Problem]:
+    """A second pass over the videos of QUIRKS' dimensions, into the scores that a run under --corrected has; what went wrong."""
+    chosen = [(item, tuple(name for name in item.dimensions if name in QUIRKS)) for item in items]
+    again = [item.model_copy(update={"dimensions": names}) for item, names in chosen if names]
+    given = argparse.Namespace(**vars(options) | {"corrected": True, "both": False})
+    tally = score(given, corrected, again)
+    print(f"without the quirks: {tally.scored} videos scored, {tally.kept} were there already")
+    return tally.problems
+
+
 def build_evaluator(options: argparse.Namespace, protocol: VBenchProtocol, items: Sequence[VideoItem]) -> Evaluator:
     """With the networks that the items' dimensions need."""
+    return build_evaluators(options, protocol, items)[0]
+
+
+def build_evaluators(
+    options: argparse.Namespace, protocol: VBenchProtocol, items: Sequence[VideoItem]
+) -> tuple[Evaluator, Evaluator | None]:
+    """Under the protocol and, where that is faithful, under the corrected one, with the same networks."""
     from flashvideo.evaluation.evaluator import Evaluator
     from flashvideo.evaluation.rules import build_rules, needed
 
     shown = {name for item in items for name in item.dimensions}
     networks = networks_of(options, {field for name in shown for field in needed(name, protocol)})
-    return Evaluator(protocol, build_rules(networks, protocol), ScoreStore(options.out / "scores"), options.frames)
+    store = ScoreStore(options.out / "scores")
+    judge = Evaluator(protocol, build_rules(networks, protocol), store, options.frames)
+    if not protocol.faithful:
+        return judge, None
+    corrected = protocol.corrected()
+    return judge, Evaluator(corrected, build_rules(networks, corrected), store, options.frames, judge.hashes)
 
 
 def reference_of(options: argparse.Namespace, protocol: VBenchProtocol) -> ReferenceEvaluator | None:
@@ -226,23 +258,25 @@ def _ask_reference(
 
 def _write_results(
     options: argparse.Namespace,
-    judge: Evaluator,
+    judges: tuple[Evaluator, Evaluator | None],
     items: Sequence[VideoItem],
     known: tuple[Problem, ...],
     tally: Tally,
     reference: ReferenceEvaluator | None,
 ) -> VBenchResults:
     """Everything that the store holds of the items, with pictures and the reference's files."""
+    judge, corrected = judges
     from flashvideo.evaluation.exchange import read_any_results, write_exchange, write_submission
     from flashvideo.evaluation.pictures import with_extremes
-    from flashvideo.evaluation.vbench_results import VBENCH_RESULTS_FILE, assemble, with_imported
+    from flashvideo.evaluation.vbench_results import VBENCH_RESULTS_FILE, assemble, with_corrected, with_imported
 
     filled = None if options.fill_from is None else read_any_results(options.fill_from)
     problems = dict.fromkeys((*tally.problems, *judge.failures(items), *(filled.problems if filled else ())))
     _tell(tuple(problems))
-    outcome = assemble(
-        judge.protocol, items, judge.score_of, tables_of(options, judge.protocol, items), judge.rules.absent, (*known, *problems)
-    )
+    tables = tables_of(options, judge.protocol, items)
+    outcome = assemble(judge.protocol, items, judge.score_of, tables, judge.rules.absent, (*known, *problems))
+    if corrected is not None:
+        outcome = with_corrected(outcome, corrected.protocol, items, judge.score_of, corrected.score_of, tables)
     if filled is not None:
         outcome = with_imported(outcome, filled.scores, options.fill_from.name)
     hashes = {str(item.path): judge.sha256(item) for item in items}
@@ -272,26 +306,35 @@ def _first(problems: Sequence[Problem]) -> str:
 def table(outcome: VBenchResults, beside: str = "FlashVideo 8fps") -> list[str]:
     """The 16 dimensions and the totals, percent, beside a row of the paper's Table 1."""
     paper = next(row for row in TABLE_1 if row.model == beside)
-    lines = [f"  {'':<24}{'score':>8}  {'95 %':<16}  paper, {beside}"]
+    both = any(one.corrected is not None for one in outcome.dimensions)
+    lines = [f"  {'':<24}{'score':>8}  {'95 %':<16}{_beside('corrected', 'change', both)}  paper, {beside}"]
     for one in outcome.dimensions:
         printed = f"{paper.dimensions[one.dimension]:.2f}"
         if one.score is None:
-            lines.append(f"  {one.dimension:<24}{'-':>8}  {'':<16}  {printed:>6}  {one.reason}")
+            lines.append(f"  {one.dimension:<24}{'-':>8}  {'':<16}{_beside('', '', both)}  {printed:>6}  {one.reason}")
         else:
             bounds = _bounds(None if one.low is None else 100 * one.low, None if one.high is None else 100 * one.high)
-            origin = "  STAND-IN" if one.stand_in else f"  from {one.imported}" if one.imported else ""
-            origin += (
-                f"  reference {100 * one.reference:.4f}, ours {100 * one.score:.4f}"
-                if one.reference is not None and not one.imported
-                else ""
-            )
-            lines.append(f"  {one.dimension:<24}{100 * one.score:>8.2f}  {bounds:<16}  {printed:>6}{origin}")
+            change = ("", "") if one.corrected is None else (f"{100 * one.corrected:.2f}", f"{100 * (one.corrected - one.score):+.2f}")
+            lines.append(f"  {one.dimension:<24}{100 * one.score:>8.2f}  {bounds:<16}{_beside(*change, both)}  {printed:>6}{_origin(one)}")
     for name in ("quality", "semantic", "total"):
         if (value := outcome.totals[name]) is not None:
-            lines.append(
-                f"  {name:<24}{value:>8.2f}  {_bounds(*outcome.intervals.get(name, (None, None))):<16}  {getattr(paper, name):>6.2f}"
-            )
+            bounds = _bounds(*outcome.intervals.get(name, (None, None)))
+            lines.append(f"  {name:<24}{value:>8.2f}  {bounds:<16}{_beside('', '', both)}  {getattr(paper, name):>6.2f}")
     return lines + [f"  ! {note}" for note in outcome.notes]
+
+
+def _beside(score: str, change: str, shown: bool) -> str:
+    """The two columns without the quirks; nothing where no dimension has them."""
+    return f"  {score:>9}  {change:>7}" if shown else ""
+
+
+def _origin(one: DimensionOutcome) -> str:
+    text = "  STAND-IN" if one.stand_in else f"  from {one.imported}" if one.imported else ""
+    if one.reference is not None and one.score is not None and not one.imported:
+        text += f"  reference {100 * one.reference:.4f}, ours {100 * one.score:.4f}"
+    if one.corrected is not None and one.last_frame is not None:
+        text += f"  last frames only, as the reference's several processes: {100 * one.last_frame:.2f}"
+    return text
 
 
 def _bounds(low: float | None, high: float | None) -> str:

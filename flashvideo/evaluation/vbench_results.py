@@ -49,6 +49,10 @@ class DimensionOutcome(Record):
     """File that the score was read from, or the reference evaluator that made it."""
     reference: float | None = None
     """The reference evaluator's own score of the same videos, where it was asked."""
+    corrected: float | None = None
+    """Of the same videos without the reference's quirks, where that is stored too; no total is made of it."""
+    last_frame: float | None = None
+    """Appearance style of the clips' last frames: what the reference gives that runs as several processes."""
     reason: str = ""
     videos: tuple[VideoValue, ...] = ()
 
@@ -125,6 +129,34 @@ def assemble(
     )
 
 
+def with_corrected(
+    results: VBenchResults,
+    protocol: VBenchProtocol,
+    items: Sequence[VideoItem],
+    stored: Callable[[VideoItem, str], VideoScore | None],
+    corrected_score: Callable[[VideoItem, str], VideoScore | None],
+    tables: Mapping[str, MappingTable],
+) -> VBenchResults:
+    """The results with the scores under `protocol`, which has no quirks, beside their own; totals stay.
+
+    `stored`, `corrected_score`: a video's score under the results' protocol and under `protocol`. A dimension of which a scored
+    video is not scored there as well gets none, so that both numbers are of the same videos.
+    """
+    outcomes = []
+    for one in results.dimensions:
+        name = one.dimension
+        videos = [item for item in items if name in item.dimensions and stored(item, name) is not None]
+        found = [Scored(item, score) for item in videos if (score := corrected_score(item, name)) is not None]
+        corrected = None
+        if found and len(found) == len(videos):
+            corrected = dimension_score(video_parts(one.dimension, found, protocol, tables)[0])
+        outcomes.append(one.model_copy(update={"corrected": corrected}))
+    if all(one.corrected is None for one in outcomes):
+        return results
+    note = f"corrected: without the reference's quirks (protocol {protocol.digest}); totals are of the faithful scores"
+    return results.model_copy(update={"dimensions": tuple(outcomes), "notes": (*results.notes, note)})
+
+
 def with_imported(results: VBenchResults, scores: Mapping[str, float], origin: str) -> VBenchResults:
     """The results with scores of somebody's file, 0-1, where ours are missing; totals anew, no interval for them."""
     outcomes = tuple(
@@ -154,9 +186,16 @@ def _outcome(name: str, scored: Sequence[Scored], parts: Sequence[Part]) -> Dime
         score=score,
         metric=scored[0].score.metric,
         stand_in=any(one.score.stand_in for one in scored),
+        last_frame=_last_frame(scored) if name == "appearance_style" else None,
         reason="" if score is not None else "no video counts",
         videos=videos,
     )
+
+
+def _last_frame(scored: Sequence[Scored]) -> float:
+    """Mean over clips; `cur_sim` is the last frame's."""
+    values = [float(clip.extras["cur_sim"]) for one in scored for clip in one.score.clips.values()]
+    return math.fsum(values) / len(values)
 
 
 def _bounds(interval: tuple[float, float]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from flashvideo.evaluation.totals import DIMENSIONS
 from flashvideo.evaluation.vbench import main
 from flashvideo.evaluation.vbench_results import VBenchResults
 from flashvideo.video_files import write_video
+from orchestration.vbench_page import build_page
 
 PROMPTS = [
     {"prompt_en": "a dog", "dimension": ["subject_consistency", "dynamic_degree", "motion_smoothness"]},
@@ -209,3 +210,121 @@ def test_an_empty_folder_is_a_mistake(folder, capsys):
     (folder / "empty").mkdir()
     assert main([str(folder / "empty"), *arguments(folder)[1:]]) == 2
     assert "empty holds no .mp4 video" in capsys.readouterr().err
+
+
+# ---- with and without the reference's quirks -------------------------------------------------------------------------
+
+QUIRKY = """
+import torch
+from flashvideo.evaluation.networks.interfaces import Detection
+
+LEFT, RIGHT = (0, 0, 2, 2), (4, 0, 6, 2)
+
+class Detector:
+    name, identity, is_stand_in = "scripted", "1", False
+
+    def __call__(self, frames):
+        return [self.bright() if frame.mean() > 128 else self.dark() for frame in frames]
+
+class Places(Detector):
+    def bright(self):
+        return [Detection("cat", LEFT), Detection("dog", RIGHT)]
+
+    def dark(self):
+        return [Detection("dog", LEFT), Detection("cat", RIGHT)]
+
+class Colours(Detector):
+    def bright(self):
+        return [Detection("car", LEFT, "a blue car"), Detection("bird", RIGHT, "a red bird")]
+
+    def dark(self):
+        return [Detection("car", LEFT, "a red car")]
+
+class Style:
+    name, identity, is_stand_in = "sign", "1", False
+
+    def __call__(self, pictures):
+        return torch.stack([pictures[:, 0].mean((-1, -2)), torch.zeros(len(pictures))], dim=1)
+
+    def text(self, texts):
+        return torch.tensor([[3.0, 4.0]] * len(texts))
+
+def detector(device):
+    return Places()
+
+def dense_captioner(device):
+    return Colours()
+
+def clip_b(device):
+    return Style()
+"""
+QUIRKY_PROMPTS = [
+    {"prompt_en": "a red car", "dimension": ["color"], "auxiliary_info": {"color": {"color": "red"}}},
+    {
+        "prompt_en": "a cat by a dog",
+        "dimension": ["spatial_relationship"],
+        "auxiliary_info": {
+            "spatial_relationship": {"spatial_relationship": {"object_a": "cat", "object_b": "dog", "relationship": "on the right of"}}
+        },
+    },
+    {"prompt_en": "oil", "dimension": ["appearance_style"], "auxiliary_info": {"appearance_style": {"appearance_style": "oil"}}},
+]
+
+
+@pytest.fixture
+def quirky(tmp_path: Path) -> Path:
+    """Three films of 16 frames, the first 4 bright and 12 dark, and networks that tell bright from dark."""
+    (tmp_path / "info.json").write_text(json.dumps(QUIRKY_PROMPTS))
+    (tmp_path / "mine.py").write_text(QUIRKY)
+    film = np.repeat(np.array([255] * 4 + [0] * 12, np.uint8), 32 * 48 * 3).reshape(16, 32, 48, 3)
+    for entry in QUIRKY_PROMPTS:
+        write_video(tmp_path / "videos" / f"{entry['prompt_en']}-0.mp4", film, 8, crf=0)
+    return tmp_path
+
+
+def test_scores_with_and_without_the_quirks_stand_beside_each_other(quirky, capsys):
+    """Colour: of the bright frames the red bird's caption counts as the car's (16 of 16), or the car is blue (12 of 16). Spatial:
+    the cat is on the right in the 12 dark frames, in the 4 bright ones left is not told from right. Style: 4 frames of 0.6 and
+    12 of -0.6, the last of which is dark."""
+    given = arguments(quirky, "--networks", str(quirky / "mine.py"), "--suite", "vbench")
+    assert main(given) == 0
+    alone = VBenchResults.model_validate_json((quirky / "out" / "vbench_results.json").read_bytes())
+    assert all(one.corrected is None for one in alone.dimensions) and "corrected" not in capsys.readouterr().out
+    assert main([*given, "--both", "--dry-run"]) == 0
+    assert "3 of them a second time, without the quirks" in capsys.readouterr().out
+    assert main([*given, "--both"]) == 0
+    both = VBenchResults.model_validate_json((quirky / "out" / "vbench_results.json").read_bytes())
+    found = {name: (both.of(name).score, both.of(name).corrected) for name in ("color", "spatial_relationship", "appearance_style")}
+    assert found["color"] == (1, 0.75) and found["spatial_relationship"] == (1, 0.75)
+    assert found["appearance_style"] == (pytest.approx(-0.3), pytest.approx(-0.3))
+    assert both.of("appearance_style").last_frame == pytest.approx(-0.6)
+    assert both.totals == alone.totals and both.protocol == alone.protocol
+    told = capsys.readouterr().out
+    assert "0 videos scored, 3 were there already" in told and "without the quirks: 3 videos scored, 0 were there already" in told
+    rows = {line.split()[0]: line.split()[1:] for line in told.splitlines() if line.startswith("  ") and len(line.split()) > 2}
+    assert rows["color"][:3] == ["100.00", "75.00", "-25.00"] and rows["spatial_relationship"][:3] == ["100.00", "75.00", "-25.00"]
+    assert rows["appearance_style"][:3] == ["-30.00", "-30.00", "+0.00"] and rows["appearance_style"][-1] == "-60.00"
+    assert "totals are of the faithful scores" in told
+    cells = build_page(quirky / "out").read_text()
+    assert '<th class="n">corrected</th>' in cells and '<td class="n">75.00<span class="interval">-25.00</span></td>' in cells
+    assert '<span class="interval">last frames -60.00</span>' in cells
+
+
+def test_what_a_corrected_run_stored_stands_beside_the_faithful_run_after_it(quirky, capsys):
+    """The same files under the same key: nothing is scored again, and of a dimension with a video less nothing is shown."""
+    given = arguments(quirky, "--networks", str(quirky / "mine.py"), "--suite", "vbench")
+    assert main([*given, "--corrected", "--dimensions", "color"]) == 0
+    assert VBenchResults.model_validate_json((quirky / "out" / "vbench_results.json").read_bytes()).of("color").score == 0.75
+    assert main(given) == 0
+    results = VBenchResults.model_validate_json((quirky / "out" / "vbench_results.json").read_bytes())
+    assert (results.of("color").score, results.of("color").corrected) == (1, 0.75)
+    assert results.of("spatial_relationship").corrected is None
+    capsys.readouterr()
+    assert main([*given, "--both"]) == 0
+    assert "without the quirks: 2 videos scored, 1 were there already" in capsys.readouterr().out
+    (quirky / "videos" / "a red car-1.mp4").write_bytes((quirky / "videos" / "oil-0.mp4").read_bytes() + b"another")
+    assert main([*given, "--samples", "2"]) == 0
+    assert VBenchResults.model_validate_json((quirky / "out" / "vbench_results.json").read_bytes()).of("color").corrected is None
+    capsys.readouterr()
+    assert main([*given, "--both", "--corrected"]) == 2
+    assert capsys.readouterr().err == "vbench: --both shows corrected scores beside faithful ones; leave --corrected out\n"
