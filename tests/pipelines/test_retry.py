@@ -65,7 +65,7 @@ def test_files_that_ran_out_of_time_are_decoded_again_with_more(tmp_path: Path) 
     films = tmp_path / "films"
     write_film(films / "pan.mp4", moving(96, 128, 48, (1, 0), seed=0))
     workspace = Workspace(tmp_path / "root")
-    short = recipe_for(films, "curation.decode.deadline_s=0.001", "curation.decode.attempts=1", "curation.max_failed_share=1")
+    short = recipe_for(films, "curation.decode.deadline_s=1e-9", "curation.decode.attempts=1", "curation.max_failed_share=1")
     run_jobs(workspace, short, "ingest")
     store = Store.open(workspace.store)
     assert store.read("errors", ["job", "code"]).to_pylist() == [{"job": "ingest", "code": "deadline"}]
@@ -85,7 +85,7 @@ def test_another_code_takes_the_place_of_the_first(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "root")
     store = Store.open(workspace.store)
     settings = ("curation.decode.attempts=1", "curation.max_failed_share=1")
-    run_jobs(workspace, recipe_for(films, *settings, "curation.decode.deadline_s=0.001"), "ingest")
+    run_jobs(workspace, recipe_for(films, *settings, "curation.decode.deadline_s=1e-9"), "ingest")
     marked = mark_for_retry(workspace, store, "deadline")
     run_jobs(workspace, recipe_for(films, *settings), "ingest")
     assert still_open(store, marked) == 0
