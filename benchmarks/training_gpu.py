@@ -39,6 +39,8 @@ from pipelines.recipe import Recipe, load
 
 LIMIT_SECONDS = {(1, 528, 960): 0.041, (49, 528, 960): 1.95, (49, 1072, 1920): 27.4}
 """(frames, height, width) of the paper's phases: a train_step of one sample with recomputation, one H200."""
+NO_BACKEND = ("No viable backend", "No available kernel")
+"""What PyTorch says of an attention backend that it cannot use."""
 COLUMNS = ("shape", "layers", "tokens", "s a step", "min-max", "tokens/s", "TFLOP/s", "MFU", "peak GiB", "limit s", "of the limit")
 
 
@@ -145,6 +147,10 @@ def measure_depth(recipe: Recipe, layers: int, runs: int, ranks: Ranks) -> Itera
             yield measured(engine, recipe, phase, layers, runs)
         except torch.OutOfMemoryError as error:
             print(f"{phase.shape}, {layers} layers: does not fit ({str(error).splitlines()[0]})", flush=True)
+        except RuntimeError as error:
+            if not any(words in str(error) for words in NO_BACKEND):
+                raise
+            print(f"{phase.shape}, {layers} layers: the attention backend is not available here", flush=True)
     engine.close()
     del model, engine
     gc.collect()  # DeepSpeed leaves cycles; the next depth needs the memory
@@ -208,7 +214,7 @@ def main(words: Sequence[str] | None = None) -> int:
     layers = total if arguments.layers is None else arguments.layers
     if not (2 <= layers <= total and arguments.runs >= 1):
         parser.error(f"--layers must lie in 2..{total} and --runs be 1 or more; got {layers} and {arguments.runs}")
-    backend = sdpa_kernel(SDPBackend[arguments.backend]) if arguments.backend else nullcontext()
+    backend = sdpa_kernel(SDPBackend.__members__[arguments.backend]) if arguments.backend else nullcontext()
     with (
         tempfile.TemporaryDirectory() as folder,
         joined(recipe.stage2.engine, 0, 1, f"file://{Path(folder) / 'meeting'}") as ranks,

@@ -21,9 +21,9 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_every_shape_is_trained_at_two_depths_and_extrapolated(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    assert benchmark.main(["--device", "cpu", "--tiny", "--layers", "2", "--runs", "1"]) == 0
+    assert benchmark.main(["--device", "cpu", "--tiny", "--layers", "2", "--runs", "1", "--backend", "FLASH_ATTENTION"]) == 0
     about, header, *rows = [line for line in capsys.readouterr().out.splitlines() if line]
-    assert "ZeRO-2, bf16 with fp32 AdamW, blocks recomputed" in about
+    assert "ZeRO-2, bf16 with fp32 AdamW, blocks recomputed; attention FLASH_ATTENTION" in about
     assert header.split()[:3] == ["shape", "layers", "tokens"]
     cells = [row.split() for row in rows]
     shapes, tokens = ["1x64x112", "9x64x112", "9x256x448"], ["124", "180", "1440"]  # 28, 84, 1344, each with 96 of text
@@ -46,6 +46,11 @@ def test_whole_depth_lies_on_the_line_through_two(benchmark: ModuleType) -> None
     assert (whole.layers, whole.seconds, whole.peak_gib, whole.spread) == (30, pytest.approx(13), pytest.approx(30), "extrapolated")
     assert whole.teraflops == pytest.approx(300 / 13) and whole.mfu == pytest.approx(3 / 13)
     assert whole.row(30, limited=True)[-2:] == (0.041, f"{13 / 0.041:.2f}")
+
+
+def test_a_backend_that_is_absent_is_said_a_shape(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark.main(["--device", "cpu", "--tiny", "--backend", "EFFICIENT_ATTENTION"]) == 0
+    assert capsys.readouterr().out.count("4 layers: the attention backend is not available here") == 3
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
