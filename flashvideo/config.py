@@ -268,9 +268,14 @@ class WatchConfig(Settings):
     validate_every: Count | None = None
     """train_steps between validations within a phase (validations.jsonl); None: before and after only."""
     sample_every: int | None = Field(default=None, ge=1)
-    """Stage II: train_steps of a phase between sheets of held-out samples, enhanced in four steps; one more at its end. None: none."""
+    """train_steps (in Stage II of a phase) between sheets of held-out samples; one more at the end. None: none. Stage I samples
+    their captions, Stage II enhances them in four steps; each time with the same noise."""
     samples: int = Field(default=2, ge=1)
     """Of a sheet."""
+    sample_steps: Count = 20
+    """Stage I: steps of a sheet's sampling; fewer than the 51 of a real sample, since the sheet only shows a trend."""
+    sample_guidance: float = 8.0
+    """Stage I: guidance scale of a sheet's sampling, as generate.stage1.guidance_scale; 0: none, half the time."""
     noise_step_bins: bool = False
     """Stage II: also validate at both ends of the noise range (half way on the path; not in the mean)."""
     peak_teraflops: Positive | None = None

@@ -19,7 +19,7 @@ from orchestration.page import environment, format_bytes, format_number, format_
 from orchestration.report_data import Chart, DataPart, data_url, read_data
 from orchestration.sweep_report import LinkedPart, read_sweeps
 from orchestration.vbench_page import VBenchPart, read_part
-from pipelines.artifacts import JobState, Report, Workspace, write_atomically
+from pipelines.artifacts import JobState, Report, Workspace, ends_and_middle, write_atomically
 from pipelines.plan import JOB_NAMES
 from pipelines.recipe import Recipe, dump
 
@@ -48,8 +48,8 @@ class Page:
     stand_ins: list[tuple[str, str]] = field(default_factory=list)
     losses: list[Chart] = field(default_factory=list)
     validation: list[dict[str, Any]] = field(default_factory=list)
-    sheets: list[dict[str, str]] = field(default_factory=list)
-    """Of held-out samples while Stage II trains."""
+    sheets: list[dict[str, Any]] = field(default_factory=list)
+    """Of held-out samples while the stages train."""
     pictures: list[dict[str, Any]] = field(default_factory=list)
     results: dict[str, Any] | None = None
     versions: list[tuple[str, str]] = field(default_factory=list)
@@ -189,14 +189,34 @@ def _training(page: Page, workspace: Workspace, states: list[JobState]) -> None:
             page.validation.append({"stage": title, "by_phase": by_phase, **_validation(json.loads(validation.read_text()))})
 
 
-def _sheets(folder: Path | None, title: str) -> list[dict[str, str]]:
-    """The sheet of held-out samples of each phase, inlined."""
+def _sheets(folder: Path | None, title: str) -> list[dict[str, Any]]:
+    """Of Stage I, and of each phase of Stage II: the newest sheet of held-out samples, inlined, and the first and the middle one."""
+    if folder is None:
+        return []
+    phases: dict[str, list[tuple[int, Path]]] = {}
+    for path in sorted((folder / "samples").glob("*step-*.jpg")):
+        phase, step = path.stem.rsplit("step-", 1)
+        phases.setdefault(phase.strip("-").partition("-")[2], []).append((int(step), path))
+    how = _sampling(folder / "samples" / "sampling.json")
     found = []
-    for path in sorted((folder / "samples").glob("*-step-*.jpg")) if folder is not None else []:
-        phase, step = path.stem.split("-", 1)[1].rsplit("-step-", 1)
-        about = f"after {int(step)} train_steps; first frames of held-out clips: degraded, enhanced in 4 steps, true"
-        found.append({"title": f"{title}, {phase}", "about": about, "image": data_url(path, SHEET_WIDTH_PX)})
+    for phase, sheets in phases.items():
+        shown = [
+            {"about": f"after {step} train_steps", "image": data_url(path, SHEET_WIDTH_PX)}
+            for step, path in ends_and_middle(sorted(sheets))
+        ]
+        found.append({"title": f"{title}, {phase}" if phase else title, "how": how, "newest": shown[-1], "earlier": shown[:-1]})
     return found
+
+
+def _sampling(path: Path) -> str:
+    """What a sheet shows. Stage I leaves its settings beside them."""
+    if not path.is_file():
+        return "first frames of held-out clips: degraded, enhanced in 4 steps, true"
+    settings = json.loads(path.read_text())
+    return (
+        f"first, middle and last frame of held-out clips: sampled from the caption in {settings['num_steps']} steps "
+        f"(guidance scale {settings['guidance_scale']:g}), then true"
+    )
 
 
 def _one(folder: Path | None, name: str) -> Path | None:

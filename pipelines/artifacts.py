@@ -23,7 +23,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel
 
@@ -31,6 +31,8 @@ from curation.sources import list_sources
 from flashvideo.whole_files import write_text
 from pipelines.plan import JobSpec, jobs_for
 from pipelines.recipe import Recipe, fingerprint
+
+Item = TypeVar("Item")
 
 
 class Report(BaseModel):
@@ -185,6 +187,11 @@ class Workspace:
                 stale = any((self.root / "artifacts" / spec.name).glob("*/report.json"))
                 states.append(JobState(spec, "stale" if stale else "missing", name, None))
         return states
+
+
+def ends_and_middle(items: Sequence[Item]) -> list[Item]:
+    """The first, the middle and the last; fewer where there are fewer."""
+    return [items[place] for place in sorted({0, len(items) // 2, len(items) - 1})] if items else []
 
 
 def write_atomically(path: Path, text: str) -> None:

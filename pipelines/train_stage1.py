@@ -15,9 +15,15 @@ from pipelines.job import JobContext, main
 from pipelines.latent_plan import stage1_profile
 from pipelines.ranks import RankRequest, start_ranks
 from pipelines.recipe import Recipe
+from pipelines.trained_models import vae_folder
 
 if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
     from flashvideo.training.engine import Ranks
+    from flashvideo.training.sheets import Decode
+    from pipelines.degraded_reads import SharedAutoencoder
 
 TRAIN_FILE, HELD_OUT_FILE = "samples.arrow", "samples_held_out.arrow"
 
@@ -35,7 +41,8 @@ def run(context: JobContext) -> Report:
     write_samples(folder / TRAIN_FILE, [train_table])
     write_samples(folder / HELD_OUT_FILE, [held_out])
     scale = float(context.upstream["precompute_latents"].headline["scale_stage1"])
-    start_ranks(rank_request(context, {"scale": scale, "tag": release.tag}), recipe, recipe.stage1.engine)
+    settings = {"scale": scale, "vae": str(vae_folder(context.workspace, context.upstream)), "tag": release.tag}
+    start_ranks(rank_request(context, settings), recipe, recipe.stage1.engine)
     return finished_report(context, "stage1", train_table.num_rows, held_out_is, release.tag)
 
 
@@ -59,13 +66,31 @@ def engine_of(recipe: Recipe) -> EngineConfig:
 
 def train(request: RankRequest, recipe: Recipe, ranks: Ranks, progress: Callable[[int, int, str, str], None]) -> None:
     """One rank's work."""
+    from flashvideo.models.vae import load_autoencoder
     from flashvideo.training.stage1 import train_stage1
+    from pipelines.degraded_reads import SharedAutoencoder
     from pipelines.latent_loader import LatentSamples
 
-    folder, root = Path(request.folder), Path(request.root)
+    folder, root, scale = Path(request.folder), Path(request.root), request.settings["scale"]
     text_shape = (recipe.text_encoder.max_length, recipe.text_encoder.embed_dim)
-    samples, held_out = (LatentSamples(folder / name, root, request.settings["scale"], text_shape) for name in (TRAIN_FILE, HELD_OUT_FILE))
-    train_stage1(recipe.stage1, recipe.seed, samples, held_out, folder, ranks, progress, request.provenance)
+    samples, held_out = (LatentSamples(folder / name, root, scale, text_shape) for name in (TRAIN_FILE, HELD_OUT_FILE))
+    vae = SharedAutoencoder(lambda: load_autoencoder(request.settings["vae"], recipe.vae, ranks.device))
+    train_stage1(recipe.stage1, recipe.seed, samples, held_out, folder, ranks, progress, request.provenance, decoder_of(vae, scale))
+
+
+def decoder_of(vae: SharedAutoencoder, scale: float) -> Decode:
+    """Decodes model input with the run's autoencoder."""
+
+    def decode(latents: Tensor) -> np.ndarray:
+        import torch
+
+        from flashvideo.models.vae import video_to_pixels
+
+        with torch.no_grad():
+            pictures: np.ndarray = video_to_pixels(vae.decode(latents / scale)[0])
+        return pictures
+
+    return decode
 
 
 def finished_report(context: JobContext, name: str, samples: int, held_out_is: str, tag: str) -> Report:

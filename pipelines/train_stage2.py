@@ -14,25 +14,21 @@ from typing import TYPE_CHECKING
 
 from curation.store import Store
 from flashvideo.config import EngineConfig, Stage2Config
-from pipelines.artifacts import Report
+from pipelines.artifacts import Report, ends_and_middle
 from pipelines.job import JobContext, UserError, main
 from pipelines.latent_plan import Media, degrades_while_training, held_out_media, phase_profile
 from pipelines.plan import LOGISTICS
 from pipelines.ranks import RankRequest, start_ranks
 from pipelines.recipe import Recipe, fingerprint
-from pipelines.train_stage1 import HELD_OUT_FILE, TRAIN_FILE, finished_report, rank_request
+from pipelines.train_stage1 import HELD_OUT_FILE, TRAIN_FILE, decoder_of, finished_report, rank_request
 from pipelines.trained_models import vae_folder
 
 SHEETS = "samples"
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
-    from torch import Tensor
 
     from flashvideo.training.engine import Ranks
-    from flashvideo.training.sheets import FirstFrame
-    from pipelines.degraded_reads import SharedAutoencoder
     from pipelines.sample_lists import Release
 
 
@@ -60,7 +56,7 @@ def run(context: JobContext) -> Report:
     settings = {"scale": scale, "phases": [str(phase) for phase in phases], "vae": vae, "tag": release.tag}
     start_ranks(rank_request(context, settings), recipe, recipe.stage2.engine)
     join_losses(phases, folder / "losses.jsonl")
-    newest_sheets(recipe, phases, folder / SHEETS)
+    shown_sheets(recipe, phases, folder / SHEETS)
     report = finished_report(context, "stage2", rows, held_out_is, release.tag)
     report.counts["phases"], report.counts["phases_reused"] = len(phases), reused
     report.headline["validation_by_phase"] = validation_by_phase(recipe, phases)
@@ -137,32 +133,18 @@ def train(request: RankRequest, recipe: Recipe, ranks: Ranks, progress: Callable
         for index, (phase, folder) in enumerate(zip(recipe.stage2.phases, folders, strict=True))
     ]
     held_out = source(Path(request.folder) / HELD_OUT_FILE, len(phases) - 1, keep=True)
-    first_frame = first_frame_of(vae, scale)
-    train_stage2(recipe.stage2, recipe.seed, phases, held_out, Path(request.folder), ranks, progress, first_frame, request.provenance)
+    decode, folder = decoder_of(vae, scale), Path(request.folder)
+    train_stage2(
+        recipe.stage2, recipe.seed, phases, held_out, folder, ranks, progress, lambda latents: decode(latents)[0], request.provenance
+    )
 
 
-def first_frame_of(vae: SharedAutoencoder, scale: float) -> FirstFrame:
-    """Decodes with the run's autoencoder."""
-
-    def decode(latents: Tensor) -> np.ndarray:
-        import torch
-
-        from flashvideo.models.vae import video_to_pixels
-
-        with torch.no_grad():
-            picture: np.ndarray = video_to_pixels(vae.decode(latents / scale)[0])[0]
-        return picture
-
-    return decode
-
-
-def newest_sheets(recipe: Recipe, phases: list[Path], folder: Path) -> None:
-    """Copies each phase's newest sheet of samples into the job's folder, for the report: <place>-<phase>-step-<n>.jpg."""
+def shown_sheets(recipe: Recipe, phases: list[Path], folder: Path) -> None:
+    """Copies each phase's first, middle and newest sheet into the job's folder, for the report: <place>-<phase>-step-<n>.jpg."""
     for place, (phase, path) in enumerate(zip(recipe.stage2.phases, phases, strict=True), 1):
-        sheets = sorted((path / SHEETS).glob("step-*.jpg"))
-        if sheets:
+        for sheet in ends_and_middle(sorted((path / SHEETS).glob("step-*.jpg"))):
             folder.mkdir(exist_ok=True)
-            shutil.copyfile(sheets[-1], folder / f"{place}-{phase.name}-{sheets[-1].name}")
+            shutil.copyfile(sheet, folder / f"{place}-{phase.name}-{sheet.name}")
 
 
 def join_losses(phases: list[Path], path: Path) -> None:

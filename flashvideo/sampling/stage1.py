@@ -71,19 +71,20 @@ def sample_stage1(
     progress: Progress | None = None,
     diffusion: DiffusionConfig | None = None,
     sequential_guidance: bool = False,
+    in_channels: int | None = None,
 ) -> Tensor:
     """Model input (B, T, C, H, W) of new videos, fp32 on the model's device; divide by the scale before decoding.
 
     text: (B, L, D) embeddings; the unconditional branch is all-zero. One CPU generator a sample, so a sample does not
-    depend on its batch. `sequential_guidance` runs the two branches one after the other (half the memory). Raises
-    ValueError unless there is one generator a text.
+    depend on its batch. `sequential_guidance` runs the two branches one after the other (half the memory). `in_channels`:
+    the model's, where it is wrapped and its config out of reach. Raises ValueError unless there is one generator a text.
     """
     check_generators(text, generators)
     steps = stage1_schedule(config, diffusion or DiffusionConfig())
     device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
     text = text.to(device, dtype)
     frames, height, width = shape.latent_shape
-    like = torch.empty(len(text), frames, model.config.in_channels, height, width, device=device)
+    like = torch.empty(len(text), frames, in_channels or model.config.in_channels, height, width, device=device)
     x = normal_like(like, tuple(generators))
     previous: Tensor | None = None
     for index, step in enumerate(steps):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from flashvideo.training.batches import BatchOrder, BatchReader, SampleSource, f
 from flashvideo.training.engine import Engine, Ranks
 from flashvideo.training.loop import Loop, Progress
 from flashvideo.training.metrics import Bin, Validation, validate, write_lines
+from flashvideo.training.sheets import SHEETS, Decode, PreviewSheets
 
 log = logging.getLogger("flashvideo")
 
@@ -41,12 +42,15 @@ def train_stage1(
     ranks: Ranks,
     progress: Progress,
     provenance: Mapping[str, Any] | None = None,
+    decode: Decode | None = None,
 ) -> None:
     """Trains, validates before and after, and writes folder/stage1 (adapter and base.json, or the whole model).
 
     Every rank calls it. Relaunched, it goes on from the newest checkpoint and ends in the same weights. `provenance`: JSON
-    values that the checkpoints name.
+    values that the checkpoints name. `decode` is for the sheets of engine.watch.sample_every. Raises ValueError where sheets are
+    asked for without it.
     """
+    show = sheets_of(config, held_out, folder, decode)
     warning = scale_warning(config)
     if warning and ranks.is_first:
         log.warning(warning)
@@ -78,6 +82,7 @@ def train_stage1(
         optimizer=config.optimizer,
         config=config.engine,
         check=check,
+        show=show,
         provenance=provenance or {},
     )
     before = validated_once(folder / "validation_before.json", engine, check)
@@ -90,6 +95,16 @@ def train_stage1(
         with engine.averaged():
             save_stage1(engine, config, folder / "stage1_ema")
     engine.close()
+
+
+def sheets_of(config: Stage1Config, held_out: SampleSource, folder: Path, decode: Decode | None) -> Callable[[Engine, int], None] | None:
+    """What makes the sheets of samples; None: not wanted."""
+    if config.engine.watch.sample_every is None:
+        return None
+    if decode is None:
+        raise ValueError("engine.watch.sample_every needs the autoencoder that made the latents; set it to null without one")
+    count = config.engine.watch.samples
+    return PreviewSheets(folder / SHEETS, lambda: fixed_batches(held_out, "video", config.seed, count), config, decode).write
 
 
 def scale_warning(config: Stage1Config) -> str | None:

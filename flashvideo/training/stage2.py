@@ -24,13 +24,11 @@ from flashvideo.training.batches import BatchOrder, BatchReader, Modality, Sampl
 from flashvideo.training.engine import Engine, Ranks
 from flashvideo.training.loop import Loop, Progress
 from flashvideo.training.metrics import Bin, Validation, validate, write_lines
-from flashvideo.training.sheets import FirstFrame, Sheets
+from flashvideo.training.sheets import SHEETS, FirstFrame, Sheets
 from flashvideo.training.stage1 import seed_of, validated_once, write_validation
 
 T_BINS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Places on the path, 0 the degraded end."""
-SHEETS = "samples"
-"""Folder of a phase's sheets."""
 FINISHED = "phase.json"
 """A phase folder with this file is finished: its newest checkpoint is its result."""
 

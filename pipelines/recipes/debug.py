@@ -58,6 +58,9 @@ CPU_ENGINE = EngineConfig(
     log_every=2,
 )
 
+STAGE1_WATCH = WatchConfig(sample_every=40, samples=2, sample_steps=10, sample_guidance=2.0)
+"""Half way and at the end, sampled as generate does."""
+
 PATCH_IMAGE = FrameShape(frames=1, height=64, width=112)
 PATCH = FrameShape(frames=9, height=64, width=112)
 FULL = FrameShape(frames=9, height=256, width=448)
@@ -102,7 +105,7 @@ def _stage1() -> Stage1Config:
         shape=PATCH,
         objective=DiffusionConfig(),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=5, schedule="cosine", clip_grad_norm=1.0),
-        engine=CPU_ENGINE,
+        engine=CPU_ENGINE.model_copy(update={"watch": STAGE1_WATCH}),
         iterations=80,
         batch_size=16,
         validation_samples=12,

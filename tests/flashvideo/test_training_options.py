@@ -1,5 +1,6 @@
 """What can be switched on: averaged weights, loader threads, memory check, selective recomputation, compile, watching."""
 
+import json
 import logging
 import threading
 from pathlib import Path
@@ -426,9 +427,35 @@ def test_sheets_of_samples_are_made_at_intervals_and_change_no_weight(tmp_path: 
     assert set(shapes) == {(1, 1, 16, 4, 6)} and len(shapes) == 4 * 2 * 3
 
 
-def test_sheets_need_a_decoder(tmp_path: Path) -> None:
+def greys(latents: Tensor) -> np.ndarray:
+    """One pixel a latent: T H W 3."""
+    grey = (latents[0, :, 0].clamp(-1, 1) * 127 + 128).byte().numpy()
+    return np.repeat(grey[..., None], 3, axis=-1)
+
+
+@pytest.mark.parametrize(("zero_stage", "precision"), [(2, "fp32"), (2, "bf16"), (3, "fp32")])
+def test_stage1_samples_captions_at_intervals_and_changes_no_weight(tmp_path: Path, zero_stage: int, precision: str) -> None:
+    """Every 4 and every 5 of 10 train_steps: two clips, three frames sampled and three true; the last sheet is the same of both."""
+    run_rank(1, tmp_path / "plain", engine_config(1, zero_stage, precision), tmp_path / "meeting-0")
+    for every, steps in ((4, [4, 8, 10]), (5, [5, 10])):
+        folder = tmp_path / f"every-{every}"
+        watch = {"sample_every": every, "samples": 2, "sample_steps": 3, "sample_guidance": 2.0}
+        run_rank(1, folder, engine_config(1, zero_stage, precision, watch=watch), tmp_path / f"meeting-{every}", decode=greys)
+        assert loss_lines(folder) == loss_lines(tmp_path / "plain")
+        assert weight_digests(folder / "stage1") == weight_digests(tmp_path / "plain" / "stage1")
+        assert sorted(path.name for path in (folder / "samples").glob("*.jpg")) == [f"step-{step:08d}.jpg" for step in steps]
+    four, five = (tmp_path / name / "samples" / "step-00000010.jpg" for name in ("every-4", "every-5"))
+    assert four.read_bytes() == five.read_bytes() != (tmp_path / "every-5" / "samples" / "step-00000005.jpg").read_bytes()
+    with Image.open(four) as sheet:
+        assert sheet.size == (6 * 6, 2 * 4)
+    settings = json.loads((tmp_path / "every-4" / "samples" / "sampling.json").read_text())
+    assert settings == {"num_steps": 3, "guidance_scale": 2.0, "guidance_exponent": 5.0, "sample_ids": ["video-0", "video-1"]}
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_sheets_need_a_decoder(tmp_path: Path, stage: int) -> None:
     with pytest.raises(ValueError, match=r"sample_every needs the autoencoder"):
-        run_rank(2, tmp_path, engine_config(1, 2, watch={"sample_every": 4}), tmp_path / "meeting")
+        run_rank(stage, tmp_path, engine_config(1, 2, watch={"sample_every": 4}), tmp_path / "meeting")
 
 
 def test_adapters_with_too_large_an_update_are_warned_of() -> None:

@@ -42,7 +42,7 @@ from flashvideo.training.batches import LatentSample, Modality, seeded
 from flashvideo.training.engine import joined
 from flashvideo.training.loop import Progress
 from flashvideo.training.metrics import read_losses
-from flashvideo.training.sheets import FirstFrame
+from flashvideo.training.sheets import Decode, FirstFrame
 from flashvideo.training.stage1 import train_stage1
 from flashvideo.training.stage2 import Phase, train_stage2
 
@@ -130,12 +130,13 @@ def run_rank(
     poisoned: bool = False,
     ema_decay: float | None = None,
     first_frame: FirstFrame | None = None,
+    decode: Decode | None = None,
 ) -> None:
     """Trains as one rank of the group that meets in a file, a new one each time."""
     with joined(config, rank, config.num_ranks, f"file://{meeting}") as ranks:
         train, held_out = MadeUpLatents(poisoned=poisoned), MadeUpLatents(3)
         if stage == 1:
-            train_stage1(stage1_config(config, ema_decay=ema_decay), 0, train, held_out, folder, ranks, progress)
+            train_stage1(stage1_config(config, ema_decay=ema_decay), 0, train, held_out, folder, ranks, progress, decode=decode)
         else:
             settings = stage2_config(config, ema_decay=ema_decay)
             phases = [Phase(entry, folder / entry.name, train) for entry in settings.phases]

@@ -190,6 +190,10 @@ def finish_jobs(workspace: Workspace, recipe: Recipe, count: int) -> None:
         folder = workspace.begin(spec, name)
         if spec.name == "train_stage1":
             write_training(folder / "stage1", "stage1", {"": 150})
+            (folder / "samples").mkdir(exist_ok=True)
+            (folder / "samples" / "sampling.json").write_text(json.dumps({"num_steps": 20, "guidance_scale": 8.0}))
+            for step in range(20, 160, 20):
+                Image.new("RGB", (step, 16), (0, 0, 200)).save(folder / "samples" / f"step-{step:08d}.jpg")
         if spec.name == "train_stage2":
             write_training(
                 folder / "stage2", "stage2", {"image_patches": 120, "mixed_patches": 200, "full_resolution": 40, "preference": 10}
@@ -197,6 +201,7 @@ def finish_jobs(workspace: Workspace, recipe: Recipe, count: int) -> None:
         if spec.name == "train_stage2":
             (folder / "samples").mkdir(exist_ok=True)
             Image.new("RGB", (96, 32), (0, 200, 0)).save(folder / "samples" / "2-mixed_patches-step-00000160.jpg")
+            Image.new("RGB", (64, 32), (0, 200, 0)).save(folder / "samples" / "2-mixed_patches-step-00000080.jpg")
         if spec.name == "evaluate":
             (folder / "results.json").write_text(results().model_dump_json())
             (folder / "pictures").mkdir(exist_ok=True)
@@ -341,12 +346,17 @@ def test_pictures_are_inlined_whole(whole: tuple[Workspace, Recipe, str]) -> Non
 
 
 def test_samples_of_training_stand_in_its_section(whole: tuple[Workspace, Recipe, str]) -> None:
+    """The newest, then the first and the middle one: Stage I has seven sheets, as wide as their train_step here."""
     _, _, text = whole
     section = text[text.index('id="training"') : text.index('id="pictures"')]
-    assert "Stage II, mixed_patches</b> after 160 train_steps" in section
-    (data,) = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', section)
-    with Image.open(io.BytesIO(base64.b64decode(data))) as sheet:
-        assert sheet.size == (96, 32)
+    assert "Stage I</b> after 140 train_steps; first, middle and last frame of held-out clips" in section
+    assert "sampled from the caption in 20 steps (guidance scale 8), then true" in section
+    assert "Stage II, mixed_patches</b> after 160 train_steps; first frames of held-out clips: degraded" in section
+    sizes = []
+    for data in re.findall(r'src="data:image/jpeg;base64,([^"]+)"', section):
+        with Image.open(io.BytesIO(base64.b64decode(data))) as sheet:
+            sizes.append(sheet.size)
+    assert sizes == [(140, 16), (20, 16), (80, 16), (96, 32), (64, 32)]
 
 
 def test_sweeps_of_the_root_are_shown_with_their_pages(tmp_path: Path) -> None:

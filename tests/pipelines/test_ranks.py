@@ -19,6 +19,7 @@ import torch
 from latent_root import latent_recipe
 from safetensors.torch import save_file
 
+from flashvideo.config import WatchConfig
 from flashvideo.training.metrics import read_losses
 from orchestration.memory import tree
 from pipelines import ranks
@@ -41,6 +42,7 @@ def recipe(num_ranks: int, backend: str) -> Recipe:
         "checkpoint_every": CHECKPOINT_EVERY,
         "keep_checkpoints": ITERATIONS,
         "max_restarts": 1,
+        "watch": WatchConfig(),  # no sheets: the clips are made up, and no autoencoder made them
     }
     stage1 = plain.stage1.model_copy(update={"engine": plain.stage1.engine.model_copy(update=settings), "iterations": ITERATIONS})
     runtime = plain.runtime.model_copy(update={"backend": backend, "ray_object_store_bytes": 80_000_000})

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from latent_root import FULL, TAG, context_of, finish, latent_recipe, make_latent_root
+from latent_root import FULL, PATCH, TAG, context_of, finish, latent_recipe, make_latent_root
 from PIL import Image
 from safetensors.torch import load_file
 
 from curation.store import Store
 from flashvideo.models.lora import load_stage1
 from flashvideo.models.transformer import load_transformer
+from flashvideo.models.vae import load_autoencoder
 from flashvideo.training.batches import seeded
 from flashvideo.training.metrics import read_losses
 from pipelines import precompute_latents, train_stage1, train_stage2
@@ -24,6 +25,7 @@ from pipelines.latent_plan import phase_profile, stage1_profile
 from pipelines.plan import job_spec
 from pipelines.recipe import Recipe, fingerprint
 from pipelines.sample_lists import Release, held_out_samples, samples_of, write_samples
+from pipelines.trained_models import vae_folder
 
 RECIPE = latent_recipe()
 
@@ -106,6 +108,16 @@ def test_stage1_leaves_an_adapter_that_loads_and_its_losses(root: Workspace) -> 
     validation = json.loads((context.folder / "validation.json").read_text())
     assert report.headline["validation_before"] == validation["before"] and validation["samples"] == 1
     assert report.headline["validated_on"] == "held-out clips" and report.outputs["tag"] == TAG
+    sampling = json.loads((context.folder / "samples" / "sampling.json").read_text())
+    assert (sampling["num_steps"], sampling["guidance_scale"], sampling["sample_ids"]) == (10, 2.0, [f"{4:032x}"])
+    with Image.open(context.folder / "samples" / "step-00000004.jpg") as sheet:  # sampled, then true: first, middle, last frame
+        grey = np.asarray(sheet.convert("L")).astype(float)
+    assert grey.shape == (PATCH.height, 6 * PATCH.width)
+    scale = float(context.upstream["precompute_latents"].headline["scale_stage1"])
+    held_out = LatentSamples(context.folder / train_stage1.HELD_OUT_FILE, root.root, scale, (16, 64)).read("video", 0, seeded(0))
+    clip = train_stage1.decoder_of(load_autoencoder(vae_folder(root, context.upstream), RECIPE.vae), scale)(held_out.clean[None])
+    for part, place in zip(np.split(grey, 6, axis=1)[3:], (0, PATCH.frames // 2, PATCH.frames - 1), strict=True):
+        assert np.abs(part - np.asarray(Image.fromarray(clip[place]).convert("L"))).mean() < 4 < part.std()
     (newest,) = (context.folder / "checkpoints").glob("step-00000004")
     facts = json.loads((newest / "checkpoint.json").read_text())["facts"]
     assert facts["tag"] == TAG and Recipe.model_validate(facts["recipe"]) == context.recipe
