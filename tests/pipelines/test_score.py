@@ -53,6 +53,10 @@ def test_the_reencoded_film_is_a_duplicate_of_the_larger_one(root: Path) -> None
 def test_lineage_stands_beside_each_score(root: Path) -> None:
     store = Store.open(root / "root" / "store")
     runs = {row["run_id"]: row for row in store.read("runs").to_pylist()}
+    assert {"probe", "decode_pass", "health"} <= {row["step"] for row in runs.values()}
+    known = ("device", "seconds", "rows_in", "rows_ok", "rows_failed", "parameters_hash", "table_version")
+    assert all(row[name] is not None for row in runs.values() for name in known)
+    assert all(row["table_version"] <= store.version("sources" if row["step"] == "probe" else "clips") for row in runs.values())
     for row in store.read("clips").to_pylist():
         assert runs[row["health_run"]]["step"] == "health"
         assert runs[row["dedup_run"]]["step"] == "dedup"
