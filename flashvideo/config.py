@@ -272,7 +272,7 @@ class WatchConfig(Settings):
     their captions, Stage II enhances them in four steps; each time with the same noise."""
     samples: int = Field(default=2, ge=1)
     """Of a sheet."""
-    sample_steps: Count = 20
+    sample_steps: int = Field(default=20, ge=1, le=1000)
     """Stage I: steps of a sheet's sampling; fewer than the 51 of a real sample, since the sheet only shows a trend."""
     sample_guidance: float = 8.0
     """Stage I: guidance scale of a sheet's sampling, as generate.stage1.guidance_scale; 0: none, half the time."""

@@ -291,6 +291,7 @@ def test_five_frames_are_a_shape_too():
         "stage1.optimizer.learning_rate=-1",
         "stage1.text_dropout=3",
         "stage2.engine.num_ranks=0",
+        "stage1.engine.watch.sample_steps=1001",
     ],
 )
 def test_numbers_that_no_training_can_have_are_refused(setting: str) -> None:
