@@ -41,6 +41,7 @@ CODE = (
     "tests/known_motion.py",
     "tests/generated_films.py",
     "curation/scores/motion.py",
+    "curation/scores/dis_flow.py",
     "curation/decode_pass.py",
     "curation/tracks.py",
     "curation/video.py",

@@ -10,7 +10,7 @@ PASS_VERSION = "3"
 """Of tracks and clips."""
 SCORE_VERSIONS = {
     "health": "1",
-    "motion_proxy": "5",
+    "motion_proxy": "6",
     "motion_raft": "1",
     "aesthetic_proxy": "1",
     "aesthetic": "2",

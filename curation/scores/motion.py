@@ -8,7 +8,7 @@ A pair is invalid when it touches a corrupt frame or spans a cut. A repeated fra
 time goes to the pair that the next new frame makes. Dividing by the time that pairs really span (and not by their
 number) keeps the score the same at every frame rate, where 1/8 s is not a whole number of frames.
 
-Two estimators, two columns: `motion_proxy` (OpenCV DIS with a guard, below) and `motion_raft` (RAFT large).
+Two estimators, two columns: `motion_proxy` (OpenCV DIS with a guard, `dis_flow`) and `motion_raft` (RAFT large).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from curation.config import MotionConfig
 from curation.schema import CLIPS
+from curation.scores.dis_flow import DisFlow, affine_field, coarse, fit_affine
 from curation.step import Batch, Lineage, Resources, StepError
 from curation.tracks import ClipTrack, read_clip_track
 from curation.versions import SCORE_VERSIONS
@@ -179,42 +180,11 @@ def _pair_facts(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     size = cv2.magnitude(flow[..., 0], flow[..., 1])
     top = max(1, size.size // 20)
     fastest = np.partition(size.reshape(-1), size.size - top)[-top:]
-    coarse = _coarse(flow)
-    affine = _fit_affine(coarse)
-    camera = _affine_field(affine, coarse.shape[0], coarse.shape[1])
-    residual = coarse - camera
-    facts = [size.mean(), fastest.mean(), np.hypot(*camera.transpose(2, 0, 1)).mean(), np.hypot(*residual.transpose(2, 0, 1)).mean()]
+    small = coarse(flow)
+    affine = fit_affine(small)
+    camera = affine_field(affine, *small.shape[:2])
+    facts = [size.mean(), fastest.mean(), *(np.sqrt((field * field).sum(axis=2)).mean() for field in (camera, small - camera))]
     return np.array(facts, np.float64), affine
-
-
-def _places(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places of the pixels, the picture's larger half being 1."""
-    half = max(height, width) / 2
-    y, x = np.mgrid[0:height, 0:width]
-    return (x + 0.5 - width / 2) / half, (y + 0.5 - height / 2) / half
-
-
-def _fit_affine(flow: np.ndarray) -> np.ndarray:
-    """(u0, ux, uy, v0, vx, vy): robust least squares, so that a moving object smaller than the picture does not bend it."""
-    height, width = flow.shape[:2]
-    x, y = _places(height, width)
-    basis = np.stack([np.ones(x.size), x.reshape(-1), y.reshape(-1)], axis=1)
-    target = flow.reshape(-1, 2).astype(np.float64)
-    weight = np.ones(len(target))
-    solution = np.zeros((3, 2))
-    for _ in range(6):
-        weighted = basis * weight[:, None]
-        solution = np.linalg.solve(weighted.T @ basis + 1e-9 * np.eye(3), weighted.T @ target)
-        error = np.hypot(*(target - basis @ solution).T)
-        spread = max(0.05, 1.5 * float(np.median(error)))
-        weight = 1 / (1 + (error / spread) ** 2) ** 2
-    return solution.T.reshape(-1)
-
-
-def _affine_field(affine: np.ndarray, height: int, width: int) -> np.ndarray:
-    x, y = _places(height, width)
-    u0, ux, uy, v0, vx, vy = affine
-    return np.stack([u0 + ux * x + uy * y, v0 + vx * x + vy * y], axis=2).astype(np.float32)
 
 
 def _camera_move(affine: np.ndarray, mean: float) -> str:
@@ -229,153 +199,6 @@ def _camera_move(affine: np.ndarray, mean: float) -> str:
     if abs(u0) >= abs(v0):
         return "pan right" if u0 < 0 else "pan left"
     return "tilt down" if v0 < 0 else "tilt up"
-
-
-class DisFlow:
-    """OpenCV's DIS optical flow with a guard for places where there is nothing to see.
-
-    Raw DIS drifts on flat walls under compression noise: a static shot reads 2 px. So flow is believed where the
-    picture has texture in two directions (smaller eigenvalue of the structure tensor) that stands out of what the flow
-    leaves unexplained (noise has texture too), and filled in from there elsewhere, nearest scales first: a pan over
-    a sky keeps its speed, a static wall stands, a picture of nothing but noise reads 0. Where little moves, two
-    Lucas-Kanade steps take out DIS's bias of some percent at half a pixel. Where the camera zooms or turns fast, the
-    second picture is first drawn back by the camera's affine part, and DIS looks for the rest: else it reads a zoom of
-    40 px 9 % low, and what leaves the picture has no speed of its own.
-    """
-
-    wants_color = False
-    TEXTURE = 2.0
-    """Luma^2/px^2: eigenvalue at which a place is believed half (at half of 360 px). Measured on the reel."""
-    NOISE = 4.0
-    """The eigenvalue must be this often the mean squared difference that remains after the flow; white noise has 0.1-0.3."""
-    FLOOR = 0.1
-    """Less belief than this is none, so that a wall full of noise does not outweigh the things on it."""
-    ENOUGH = 0.01
-    """Mean belief that the finer picture must earn to replace the coarser one's answer; noise is less there."""
-    SATURATION = 2.0
-    """A coarser place counts fully once half of it is believed."""
-    SMALL_PX = 2.0
-    DEFORMING_PX = 8.0
-    """Difference between the camera's motion at the picture's edge and at its centre from which it is taken out first."""
-    ROUNDS = 2
-
-    def __init__(self) -> None:
-        cv2.setNumThreads(1)
-        # As exact as the medium preset on pans from 0.5 to 40 px, at two thirds of its cost.
-        self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-        self._dis.setFinestScale(1)
-
-    def __call__(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        raw = self._dis.calc(first, second, None)
-        halves, half_flow = (_halved(first), _halved(second)), _halved(raw)
-        flow = self._fill(half_flow, self._belief(*halves, half_flow / 2, _gradients(halves[0]), window_px=5))
-        if float(cv2.magnitude(flow[..., 0], flow[..., 1]).mean()) < self.SMALL_PX:
-            gradients = _gradients(first)
-            refined = _lucas_kanade(first, second, raw, gradients)
-            belief = self._belief(first, second, refined, gradients, window_px=9)
-            if float(belief.mean()) >= self.ENOUGH:
-                flow = self._fill(refined, belief)
-            return flow
-        for _ in range(self.ROUNDS):
-            affine = _fit_affine(_coarse(flow))
-            if max(abs(affine[[1, 2, 4, 5]])) < self.DEFORMING_PX:
-                break
-            around = self._around_camera(first, second, affine)
-            if _unexplained(halves, around) >= _unexplained(halves, flow):
-                break
-            flow = around
-        return flow
-
-    def _around_camera(self, first: np.ndarray, second: np.ndarray, affine: np.ndarray) -> np.ndarray:
-        """Flow (at half size) as the camera's affine part plus what DIS finds once that is taken out."""
-        camera = _affine_field(affine, *first.shape)
-        still = _warped(second, camera)
-        rest = _halved(self._dis.calc(first, still, None))
-        small, small_still = _halved(first), _halved(still)
-        belief = self._belief(small, small_still, rest / 2, _gradients(small), window_px=5)
-        filled = self._fill(rest, belief * _seen(_halved(camera) / 2))
-        # The rest is measured in the drawn-back picture: the camera's part is that of the place it leads to.
-        linear = np.array([[affine[1], affine[2]], [affine[4], affine[5]]], np.float32) / (max(first.shape) / 2)
-        return filled + _halved(camera) + filled @ linear.T
-
-    def _belief(
-        self, first: np.ndarray, second: np.ndarray, flow: np.ndarray, gradients: tuple[np.ndarray, np.ndarray], window_px: int
-    ) -> np.ndarray:
-        """0-1 per pixel: texture in two directions, more of it than the flow leaves unexplained."""
-        x, y = gradients
-        xx, yy, xy = (_box(product, window_px) for product in (x * x, y * y, x * y))
-        smaller = np.maximum((xx + yy) / 2 - cv2.sqrt(((xx - yy) / 2) ** 2 + xy * xy), 0)
-        rest = _warped(second, flow).astype(np.float32) - first
-        wanted = np.maximum(self.TEXTURE, self.NOISE * _box(rest * rest, window_px))
-        belief = smaller**2 / (smaller**2 + wanted**2)
-        return np.maximum(belief - self.FLOOR, 0) / (1 - self.FLOOR)
-
-    def _fill(self, flow: np.ndarray, belief: np.ndarray) -> np.ndarray:
-        """Believed flow, spread over the rest (pull-push pyramid)."""
-        flows, beliefs = [flow], [belief]
-        while min(beliefs[-1].shape) > 2:
-            total = cv2.pyrDown(beliefs[-1])
-            flows.append(cv2.pyrDown(flows[-1] * beliefs[-1][..., None]) / (total[..., None] + 1e-4))
-            beliefs.append(np.minimum(total * self.SATURATION, 1))
-        filled = flows[-1]
-        for flow_here, belief_here in zip(flows[-2::-1], beliefs[-2::-1], strict=True):
-            around = cv2.resize(filled, (flow_here.shape[1], flow_here.shape[0]), interpolation=cv2.INTER_LINEAR)
-            filled = around + (flow_here - around) * belief_here[..., None]
-        return filled
-
-
-def _seen(flow: np.ndarray) -> np.ndarray:
-    """1 where the flow (in px of its own grid) leads to a place inside the picture, else 0."""
-    height, width = flow.shape[:2]
-    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    x, y = x + flow[..., 0], y + flow[..., 1]
-    return ((x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)).astype(np.float32)
-
-
-def _unexplained(pictures: tuple[np.ndarray, np.ndarray], flow: np.ndarray) -> float:
-    """Mean luma difference after the flow (full-size px, on the halved pictures' grid), over places that stay in view."""
-    seen = _seen(flow / 2)
-    rest = cv2.absdiff(_warped(pictures[1], flow / 2), pictures[0])
-    return float((rest * seen).sum()) / max(1.0, float(seen.sum()))
-
-
-def _coarse(flow: np.ndarray) -> np.ndarray:
-    return cv2.resize(flow, (min(64, flow.shape[1]), min(36, flow.shape[0])), interpolation=cv2.INTER_AREA)
-
-
-def _halved(picture: np.ndarray) -> np.ndarray:
-    return cv2.resize(picture, (picture.shape[1] // 2, picture.shape[0] // 2), interpolation=cv2.INTER_AREA)
-
-
-def _gradients(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Luma per px in x and y."""
-    return cv2.Scharr(picture, cv2.CV_32F, 1, 0, scale=1 / 32), cv2.Scharr(picture, cv2.CV_32F, 0, 1, scale=1 / 32)
-
-
-def _box(values: np.ndarray, window_px: int) -> np.ndarray:
-    return cv2.boxFilter(values, -1, (window_px, window_px))
-
-
-def _warped(picture: np.ndarray, flow: np.ndarray) -> np.ndarray:
-    """The second picture drawn back onto the first."""
-    height, width = picture.shape
-    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    return cv2.remap(picture, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-
-
-def _lucas_kanade(first: np.ndarray, second: np.ndarray, flow: np.ndarray, gradients: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Two Gauss-Newton steps on windows of 9 px, each at most half a pixel."""
-    before, after = first.astype(np.float32), second.astype(np.float32)
-    for _ in range(2):
-        warped = _warped(after, flow)
-        gx, gy = ((own + other) / 2 for own, other in zip(gradients, _gradients(warped), strict=True))
-        change = warped - before
-        xx, yy, xy = _box(gx * gx, 9) + 0.5, _box(gy * gy, 9) + 0.5, _box(gx * gy, 9)
-        bx, by = _box(gx * change, 9), _box(gy * change, 9)
-        determinant = xx * yy - xy * xy
-        step = np.dstack([(xy * by - yy * bx) / determinant, (xy * bx - xx * by) / determinant])
-        flow = flow + np.clip(step, -0.5, 0.5)
-    return flow
 
 
 def _fields(*names: str) -> pa.Schema:
