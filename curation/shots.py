@@ -43,6 +43,9 @@ DISSOLVE_RESIDUAL, DISSOLVE_CORRELATION = 0.12, 0.5
 """A dissolve's pictures differ from the mix of its ends by less than this share of the ends' difference, and its ends are not alike.
 Of the corpus: the one dissolve (nasa_180p) 0.03, everything else from 0.15 on. A move is no such mix: where its ends are so unlike, what
 lies between is neither."""
+DISSOLVE_REST = 0.15
+"""Before and after it, for a quarter of its length, the pictures change by less than this share of the ends' difference. A dissolve itself
+changes by a quarter in that time, and so does a steady zoom of a texture that looks like a mix (generated, 4.5 px: a residual of 0.087)."""
 DISSOLVE_JUMP, DISSOLVE_STRUCTURE = 12.0, 12.0
 """Mean difference of a dissolve's ends, and the standard deviation of each: black and white are fades."""
 
@@ -148,9 +151,10 @@ class DissolveDetector:
         self._halves = np.array(sorted({max(3, round(seconds * frame_rate_hz)) for seconds in DISSOLVE_S}))
         self._longest = int(self._halves[-1])
         self._patience = max(3, self._longest // 4)
-        self.lag = 2 * self._longest + 2 * self._patience
+        self._reach = self._longest + self._longest // 2
+        self.lag = self._longest + self._reach + 2 * self._patience
         """Frames after a dissolve's first by which it is told."""
-        self._ring = np.zeros((2 * self._longest + 1, 3 * DISSOLVE_PX**2), np.float32)
+        self._ring = np.zeros((2 * self._reach + 1, 3 * DISSOLVE_PX**2), np.float32)
         self._index = -1
         self._best: tuple[int, float, int] | None = None  # half length, how near to a mix, centre
         self._told = 0  # frames before this one belong to a dissolve that was told
@@ -160,7 +164,7 @@ class DissolveDetector:
         self._index += 1
         small = cv2.resize(coarse, (DISSOLVE_PX, DISSOLVE_PX), interpolation=cv2.INTER_AREA)
         self._ring[self._index % len(self._ring)] = small.reshape(-1)
-        centre = self._index - self._longest
+        centre = self._index - self._reach
         if centre % 2 == 0 and centre >= self._halves[0]:  # every second centre will do
             found = self._at(centre)
             if found is not None and (self._best is None or found[:2] > self._best[:2]):
@@ -191,6 +195,8 @@ class DissolveDetector:
         for side, near, far in ((-1, early, late), (1, late, early)):
             mixed = self._pictures(centre + side * quarters)
             residual = np.maximum(residual, np.abs(mixed - (0.5 + share) * near - (0.5 - share) * far).mean(axis=1))
+            beyond = self._pictures(np.maximum(centre + side * (halves + quarters), 0))
+            likely &= np.abs(beyond - near).mean(axis=1) < DISSOLVE_REST * jump
         deviations = np.minimum(early.std(axis=1), late.std(axis=1))
         alike = [np.corrcoef(one, other)[0, 1] if bare else 1.0 for one, other, bare in zip(early, late, deviations > 0, strict=True)]
         good = (

@@ -43,8 +43,8 @@ def test_every_frame_is_answered_once() -> None:
 
 
 def test_a_header_that_lies_about_the_rate_keeps_no_more_frames_waiting() -> None:
-    assert CutDetector(ShotsConfig(), 90_000.0).lag == CutDetector(ShotsConfig(), 240.0).lag < 400
-    assert CutDetector(ShotsConfig(), 24.0).lag <= 1.6 * 24
+    assert CutDetector(ShotsConfig(), 90_000.0).lag == CutDetector(ShotsConfig(), 240.0).lag < 480
+    assert CutDetector(ShotsConfig(), 24.0).lag <= 1.8 * 24
 
 
 def test_a_flash_is_no_cut() -> None:
@@ -96,6 +96,8 @@ def test_moves_zooms_and_fades_of_the_light_are_no_dissolves() -> None:
     for velocity in ((0.3, 0), (1, 1), (4, 0), (12, 5)):
         assert cuts_in(shot(5, 90, velocity)) == []
     assert cuts_in(moving(54, 96, 90, zoom=1.02, seed=5)) == []
+    for zoom, seed in ((0.985, 3), (0.99, 0), (0.99, 5), (0.9937, 7), (0.9937, 11)):
+        assert cuts_in(moving(360, 640, 75, zoom=zoom, seed=seed, slope=0.0), rate=30.0) == [], "it changes as evenly as a mix does"
     darker = np.concatenate([np.linspace(1, 0.3, 30), np.full(30, 0.3), np.linspace(0.3, 1, 30)])
     assert cuts_in((frame * level).astype(np.uint8) for frame, level in zip(shot(5, 90, (0.5, 0)), darker, strict=True)) == []
 
