@@ -42,9 +42,7 @@ from curation.video import (
 CUT_SIGNAL_PX = 240
 """Long side, at least, of the picture that the cut detectors see (PySceneDetect itself goes down to about 256)."""
 KEY_CANDIDATES = 24
-"""Full frames held per clip to choose key frames from."""
-HELD_SHORT_SIDE_PX = 1080
-"""Larger frames are reduced when they become candidates, so that memory stays bounded."""
+"""Frames held per clip to choose key frames from."""
 JPEG_QUALITY, THUMBNAIL_QUALITY, THUMBNAIL_PX = 95, 85, 384
 BAR_LUMA = 24.0
 """Full-range luma that no pixel of a bar reaches (noise of encoded black stays under it)."""
@@ -58,12 +56,13 @@ cv2.setNumThreads(1)
 
 @dataclass
 class _Candidate:
-    """A frame that may become a key frame: whole, or already reduced."""
+    """A frame that may become a key frame, at a key frame's size (chroma as it came where it is smaller): two thirds of a 1080p frame."""
 
     time_us: int
     corrupt: bool
-    frame: av.VideoFrame | None
-    reduced: tuple[np.ndarray, tuple[int, int, int, int] | None] | None
+    picture: Picture
+    bars_px: tuple[int, int, int, int] | None
+    """Of the full picture, upright."""
 
 
 def run_pass(task: PassTask) -> PassResult:
@@ -230,13 +229,15 @@ class _Pass:
         row["blur"] = _laplacian_variance(luma) * (1.0 if picture.full_range else (255 / 219) ** 2)
         if event.time_us >= self._next_candidate_us - TIME_TOLERANCE_US:
             self._next_candidate_us = self._next_sample_us - self._sample_us + self._candidate_us
-            self._candidates.append(self._candidate(event))
+            self._candidates.append(self._candidate(event, picture))
 
-    def _candidate(self, event: Decoded) -> _Candidate:
-        assert event.frame is not None
-        if min(event.frame.width, event.frame.height) <= HELD_SHORT_SIDE_PX:
-            return _Candidate(event.time_us, event.corrupt, event.frame, None)
-        return _Candidate(event.time_us, event.corrupt, None, self._reduce(event.frame))
+    def _candidate(self, event: Decoded, picture: Picture) -> _Candidate:
+        scale = min(1.0, self._task.decode.key_frame_short_side_px / min(self._facts.width, self._facts.height))
+        width, height = max(1, round(self._facts.width * scale)), max(1, round(self._facts.height * scale))
+        size = (height, width) if self._geometry.rotation_deg in (90, 270) else (width, height)
+        blue, red = (resize(plane, *size) if plane.shape[1] > size[0] else plane.copy() for plane in picture.chroma)
+        small = replace(picture, luma=_reduced(picture.luma, *size), chroma=(blue, red))
+        return _Candidate(event.time_us, event.corrupt, small, find_bars(picture, self._geometry, self._facts.width, self._facts.height))
 
     def _settle(self, is_cut: bool) -> None:
         """The oldest waiting frame is known now: write its row, and the clip that it ends."""
@@ -262,13 +263,13 @@ class _Pass:
         rows, thumbnail = [], None
         chosen = self._choose(span)
         for place, candidate in enumerate(chosen):
-            bgr, bars = candidate.reduced or self._reduce(candidate.frame)
+            bgr = self._geometry.rotate(candidate.picture.to_bgr(*candidate.picture.luma.shape[::-1]))
             rows.append(
                 {
                     "clip_id": identity,
                     "time_us": candidate.time_us,
                     "jpeg": cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes(),
-                    "bars_px": bars,
+                    "bars_px": candidate.bars_px,
                     "hash": perceptual_hash(bgr).to_bytes(8, "big"),
                 }
             )
@@ -291,17 +292,6 @@ class _Pass:
                 nearest = min(inside, key=lambda c: (abs(c.time_us - wanted), c.time_us))
                 chosen[nearest.time_us] = nearest
         return [chosen[time_us] for time_us in sorted(chosen)]
-
-    def _reduce(self, frame: av.VideoFrame | None) -> tuple[np.ndarray, tuple[int, int, int, int] | None]:
-        """The key frame, upright, blue green red, at its short side or less; and the bars of the full picture."""
-        assert frame is not None
-        picture = picture_of(frame)
-        scale = min(1.0, self._task.decode.key_frame_short_side_px / min(self._facts.width, self._facts.height))
-        width, height = max(1, round(self._facts.width * scale)), max(1, round(self._facts.height * scale))
-        size = (height, width) if self._geometry.rotation_deg in (90, 270) else (width, height)
-        bars = find_bars(picture, self._geometry, self._facts.width, self._facts.height)
-        reduced = replace(picture, luma=_reduced(picture.luma, *size))
-        return self._geometry.rotate(reduced.to_bgr(*size)), bars
 
 
 def _shrink(picture: Picture) -> list[np.ndarray]:
