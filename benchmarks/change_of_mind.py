@@ -42,9 +42,10 @@ TARGET_RESELECT_S, TARGET_NEW_FILES, TARGET_REPEATED = 2.0, 0.15, 0.05
 NEW_SHARE = 0.1
 
 
-def film(folder: Path, number: int) -> Path:
-    """Film `number`: a pan to the right and one downwards, at a speed of its own; cheap variants of every VARIANTS-th."""
-    path, first = folder / f"{number:03}.mp4", folder / f"{number // VARIANTS * VARIANTS:03}.mp4"
+def film(folder: Path, number: int, like: int | None = None) -> Path:
+    """Film `number`: a pan to the right and one downwards, at a speed of its own; cheap variants of every VARIANTS-th. Or one like
+    another: motion costs more where it is fast."""
+    path, first = folder / f"{number:03}.mp4", folder / f"{(number if like is None else like) // VARIANTS * VARIANTS:03}.mp4"
     if path == first:
         speed = (1.2 + 0.3 * (number // VARIANTS)) / (3 * 360 / HEIGHT)  # px a frame that read 1.2, 1.5, ... in the score's unit
         shots = [moving(HEIGHT, WIDTH, SHOT_FRAMES, velocity, seed=number) for velocity in ((speed, 0.0), (0.0, speed))]
@@ -197,8 +198,8 @@ def rescored(bench: Bench) -> Row:
 
 def grown(bench: Bench, first: Run, films: int) -> Row:
     number = round(films * NEW_SHARE)
-    for index in range(films, films + number):
-        film(bench.sources, index)
+    for index in range(number):
+        film(bench.sources, films + index, like=index * films // number)
     run = bench.run(proxy_version="bumped")
     share = run.work_cpu_s / first.work_cpu_s
     counts = run.jobs["detect_shots"]["counts"]
