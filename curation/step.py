@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -73,3 +74,9 @@ class Step(Protocol):
     lineage: Lineage
 
     def __call__(self, batch: Batch) -> Batch: ...
+
+
+def scored(scores: Sequence[float | None], lineage: Lineage, schema: pa.Schema) -> Batch:
+    """A batch of one score a row (None: unknown) beside what made it; `schema` has these two columns."""
+    columns = [pa.array(scores, pa.float32()), pa.array([lineage.run_id] * len(scores), pa.string())]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)

@@ -13,7 +13,8 @@ from curation.config import AestheticConfig
 from curation.ingest import hash_file
 from curation.schema import CLIPS, EMBEDDING_WIDTH
 from curation.scores.frame_embeddings import read_frame_embeddings
-from curation.step import Batch, Lineage, Resources, StepError
+from curation.scores.weights import weights_file
+from curation.step import Batch, Lineage, Resources, StepError, scored
 from curation.tracks import ClipTrack, read_clip_track
 from curation.versions import SCORE_VERSIONS
 from curation.video import resize
@@ -49,9 +50,7 @@ class AestheticProxyStep:
         self._tracks = tracks
 
     def __call__(self, batch: Batch) -> Batch:
-        scores = [self._score(row) for row in batch.to_pylist()]
-        columns = [pa.array(scores, pa.float32()), pa.array([self.lineage.run_id] * len(scores), pa.string())]
-        return pa.RecordBatch.from_arrays(columns, schema=self.writes)
+        return scored([self._score(row) for row in batch.to_pylist()], self.lineage, self.writes)
 
     def _score(self, row: dict[str, Any]) -> float:
         track = read_clip_track(self._tracks, row["source_id"], row["clip_id"], row["start_us"], row["end_us"], read="keys")
@@ -132,13 +131,11 @@ class AestheticStep:
 
 def head_weights(config: AestheticConfig) -> Path:
     """The head's file. Raises StepError that names it and what to change."""
-    if config.head_weights is not None and Path(config.head_weights).is_file():
-        return Path(config.head_weights)
-    where = f"{config.head_weights} does not exist" if config.head_weights else "curation.aesthetic.head_weights is not set"
-    raise StepError(
-        "weights_missing",
-        f"aesthetic wants {HEAD_FILE} (LAION improved-aesthetic-predictor): {where}; set curation.aesthetic.head_weights, "
-        "or curation.aesthetic.laion=false to do with aesthetic_proxy",
+    return weights_file(
+        config.head_weights,
+        "curation.aesthetic.head_weights",
+        f"aesthetic wants {HEAD_FILE} (LAION improved-aesthetic-predictor)",
+        "curation.aesthetic.laion=false to do with aesthetic_proxy",
     )
 
 

@@ -25,7 +25,8 @@ import pyarrow as pa
 from curation.config import MotionConfig
 from curation.schema import CLIPS
 from curation.scores.dis_flow import DisFlow, affine_field, coarse, fit_affine
-from curation.step import Batch, Lineage, Resources, StepError
+from curation.scores.weights import weights_file
+from curation.step import Batch, Lineage, Resources, StepError, scored
 from curation.tracks import ClipTrack, read_clip_track
 from curation.versions import SCORE_VERSIONS
 from curation.video import resize
@@ -299,19 +300,16 @@ class MotionRaftStep:
 
     def __call__(self, batch: Batch) -> Batch:
         found = [measure_motion(track, self._flow, self._config.max_pairs) for track in _clip_tracks(batch, self._tracks)]
-        columns = [pa.array([motion.mean for motion in found], pa.float32()), pa.array([self.lineage.run_id] * len(found), pa.string())]
-        return pa.RecordBatch.from_arrays(columns, schema=self.writes)
+        return scored([motion.mean for motion in found], self.lineage, self.writes)
 
 
 def raft_weights(config: MotionConfig) -> Path:
     """The weights file. Raises StepError that names it and what to change."""
-    if config.raft_weights is not None and Path(config.raft_weights).is_file():
-        return Path(config.raft_weights)
-    where = f"{config.raft_weights} does not exist" if config.raft_weights else "curation.motion.raft_weights is not set"
-    raise StepError(
-        "weights_missing",
-        f"motion_raft wants {RAFT_FILE} (torchvision raft_large, C_T_SKHT_V2): {where}; "
-        "set curation.motion.raft_weights, or curation.motion.raft=false to do with motion_proxy",
+    return weights_file(
+        config.raft_weights,
+        "curation.motion.raft_weights",
+        f"motion_raft wants {RAFT_FILE} (torchvision raft_large, C_T_SKHT_V2)",
+        "curation.motion.raft=false to do with motion_proxy",
     )
 
 

@@ -17,7 +17,7 @@ from curation.revisions import revision_of
 from curation.schema import CLIPS
 from curation.scores.aesthetic import key_pictures
 from curation.scores.metric_files import METRIC_FILES
-from curation.step import Batch, Lineage, Resources, StepError
+from curation.step import Batch, Lineage, Resources, StepError, scored
 from curation.tracks import read_clip_track
 from curation.versions import SCORE_VERSIONS
 
@@ -54,9 +54,7 @@ class QualityStep:
         self._metric = _create(metric, self._device, make)
 
     def __call__(self, batch: Batch) -> Batch:
-        scores = [self._score(row) for row in batch.to_pylist()]
-        columns = [pa.array(scores, pa.float32()), pa.array([self.lineage.run_id] * len(scores), pa.string())]
-        return pa.RecordBatch.from_arrays(columns, schema=self.writes)
+        return scored([self._score(row) for row in batch.to_pylist()], self.lineage, self.writes)
 
     def _score(self, row: dict[str, Any]) -> float:
         track = read_clip_track(self._tracks, row["source_id"], row["clip_id"], row["start_us"], row["end_us"], read="keys")

@@ -14,7 +14,8 @@ from curation.ingest import hash_file
 from curation.revisions import revision_of
 from curation.schema import CLIPS
 from curation.scores.quality import spread
-from curation.step import Batch, Lineage, Resources, StepError
+from curation.scores.weights import weights_file
+from curation.step import Batch, Lineage, Resources, StepError, scored
 from curation.tracks import read_clip_track
 from curation.versions import SCORE_VERSIONS
 
@@ -51,9 +52,7 @@ class TextOverlayStep:
             ) from None
 
     def __call__(self, batch: Batch) -> Batch:
-        scores = [self._score(row) for row in batch.to_pylist()]
-        columns = [pa.array(scores, pa.float32()), pa.array([self.lineage.run_id] * len(scores), pa.string())]
-        return pa.RecordBatch.from_arrays(columns, schema=self.writes)
+        return scored([self._score(row) for row in batch.to_pylist()], self.lineage, self.writes)
 
     def _score(self, row: dict[str, Any]) -> float:
         track = read_clip_track(self._tracks, row["source_id"], row["clip_id"], row["start_us"], row["end_us"], read="keys")
@@ -96,14 +95,11 @@ def text_mask(probability: np.ndarray) -> np.ndarray:
 
 def detector_file(config: TextOverlayConfig) -> Path:
     """The detector's file. Raises StepError that names it and what to change."""
-    path = Path(config.detector or "").expanduser()
-    if config.detector and path.is_file():
-        return path
-    where = f"{path} does not exist" if config.detector else "curation.text_overlay.detector is not set"
-    raise StepError(
-        "weights_missing",
-        f"text_overlay wants a text detector as ONNX, e.g. {DETECTOR_FILE} (OpenCV's model zoo): {where}; "
-        "set curation.text_overlay.detector, or null to do without",
+    return weights_file(
+        config.detector,
+        "curation.text_overlay.detector",
+        f"text_overlay wants a text detector as ONNX, e.g. {DETECTOR_FILE} (OpenCV's model zoo)",
+        "null to do without",
     )
 
 
