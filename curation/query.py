@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from curation.expression import QueryError, check_column, compile_filter, kind_of, unit_of
 from curation.schema import KEYS, TABLES
-from curation.store import READ_ROWS, MissingStoreError, Store, StoreError, filter_over, lance, schema_of
+from curation.store import READ_ROWS, MissingStoreError, Store, StoreError, filter_over, lance, schema_of, widened
 
 if TYPE_CHECKING:
     import pandas
@@ -163,7 +163,7 @@ class Query:
         )
         reader = scanner.to_reader()
         schema = pa.schema([(reader.schema if name in known else self.schema).field(name) for name in wanted])
-        return pa.RecordBatchReader.from_batches(schema, (_widened(batch, schema) for batch in reader))
+        return pa.RecordBatchReader.from_batches(schema, (widened(batch, wanted, self.schema) for batch in reader))
 
     def _bound(self, dataset: Any) -> str | None:
         """What the first column of the order must reach for a row to be among the limit's: reading one number a row finds it, and
@@ -201,9 +201,7 @@ class Query:
         dataset = self.store.dataset(self.table, self.at_tag)
         known = [name for name in by if name in dataset.schema.names]
         read = dataset.to_table(columns=known or [KEYS[self.table][0]], filter=self._filter(dataset), batch_size=READ_ROWS)
-        rows = pa.table(
-            [read[name] if name in known else pa.nulls(read.num_rows, self.schema.field(name).type) for name in by], names=list(by)
-        )
+        rows = widened(read, by, self.schema)
         groups = rows.group_by(list(by)).aggregate([([], "count_all")]).rename_columns([*by, "count"])
         return groups.sort_by([("count", "descending"), *((name, "ascending") for name in by)])
 
@@ -526,13 +524,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(str(item) for item in value)
     return str(value)
-
-
-def _widened(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """The columns of the schema, null where the batch lacks them."""
-    known = set(batch.schema.names)
-    columns = [batch.column(field.name) if field.name in known else pa.nulls(batch.num_rows, field.type) for field in schema]
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _lance_ordering() -> Any:

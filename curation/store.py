@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -121,9 +121,7 @@ class Store:
         filter_ = filter_over(dataset, table, where) if where else None
         known = set(dataset.schema.names)  # an older version's table, opened to read, or its release
         rows = dataset.to_table(columns=[name for name in wanted + keys if name in known], filter=filter_, batch_size=READ_ROWS)
-        for name in wanted:
-            if name not in known:
-                rows = rows.append_column(schema.field(name), pa.nulls(rows.num_rows, schema.field(name).type))
+        rows = widened(rows, wanted + keys, schema)
         if ordered:
             rows = rows.sort_by([(key, "ascending") for key in KEYS[table]])
         return rows.select(wanted).combine_chunks()
@@ -432,6 +430,17 @@ def schema_of(table: str) -> pa.Schema:
         close = difflib.get_close_matches(table, TABLES, n=1, cutoff=0.5)
         raise QueryError(f"no table {table!r}{f'; did you mean {close[0]}?' if close else ''}; tables: {', '.join(TABLES)}")
     return TABLES[table]
+
+
+Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
+
+
+def widened(rows: Rows, names: Sequence[str], schema: pa.Schema) -> Rows:
+    """The columns of these names; null, and of the schema's type, where an older version's rows lack them."""
+    known = set(rows.schema.names)
+    fields = [(rows.schema if name in known else schema).field(name) for name in names]
+    columns = [rows.column(field.name) if field.name in known else pa.nulls(rows.num_rows, field.type) for field in fields]
+    return type(rows).from_arrays(columns, schema=pa.schema(fields))
 
 
 def filter_over(dataset: Any, table: str, where: str) -> str:
